@@ -37,7 +37,7 @@ enum { MAX_DEVICES = 64, MAX_ALLOCATIONS = 4096, MAX_DEPTH = 64, NAME_BYTES = 64
 
 typedef struct { unsigned char reserved[NAME_BYTES]; } IpcHandle;
 typedef struct {
-    int used, owned, on_host, device;
+    int used, owned, on_host, device, opened;
     char *start;
     size_t size;
     char name[NAME_BYTES];
@@ -342,7 +342,7 @@ static int free_memory(uint64_t address, int owned) {
     pthread_mutex_lock(&lock);
     Allocation *one = find(address);
     int valid = one && one->owned == owned && (uint64_t)(uintptr_t)one->start == address;
-    if (valid)
+    if (valid && --one->opened <= 0)
         release(one);
     pthread_mutex_unlock(&lock);
     return valid ? SUCCESS : INVALID_VALUE;
@@ -426,12 +426,20 @@ int cuIpcOpenMemHandle_v2(uint64_t *address, IpcHandle handle, unsigned flags) {
         return INVALID_HANDLE;
     pthread_mutex_lock(&lock);
     int code = OUT_OF_MEMORY;
-    Allocation *one = place();
+    Allocation *one = NULL; /* as in CUDA, one that is open has the same address again */
+    for (int i = 0; i < MAX_ALLOCATIONS && !one; i++)
+        if (allocations[i].used && !allocations[i].owned && allocations[i].device == current() &&
+            !memcmp(allocations[i].name, handle.reserved, NAME_BYTES))
+            one = &allocations[i];
     if (one) {
+        one->opened++;
+        *address = (uint64_t)(uintptr_t)one->start;
+        code = SUCCESS;
+    } else if ((one = place())) {
         memcpy(one->name, handle.reserved, NAME_BYTES);
         code = open_object(one, 0);
         if (!code) {
-            one->used = 1;
+            one->used = one->opened = 1;
             one->device = current();
             *address = (uint64_t)(uintptr_t)one->start;
         }

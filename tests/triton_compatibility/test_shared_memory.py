@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import shared_memory
 
 import numpy as np
@@ -10,6 +11,7 @@ from support import triton_models
 from support.triton_calls import Slice, expect_error
 
 from neurona_protos import open_inference_pb2 as pb
+from neurona_server.models.onnx.cuda_driver import load_driver
 
 pytestmark = pytest.mark.triton("L0_shared_memory")
 BAD = "INVALID_ARGUMENT"
@@ -78,14 +80,22 @@ def four(server, make_region):
     return regions
 
 
-def infer(server, *, second=None, offset=0, size=SIZE, outputs=("output0_data", "output1_data")):
+def infer(
+    server,
+    *,
+    second=None,
+    offset=0,
+    size=SIZE,
+    outputs=("output0_data", "output1_data"),
+    timeout=60,
+):
     second = second or Slice("input1_data", SIZE, (1, 16))
     values = {
         "INPUT0": ("INT32", Slice("input0_data", SIZE, (1, 16))),
         "INPUT1": ("INT32", second),
     }
     slices = {f"OUTPUT{i}": Slice(name, size, (1, 16), offset) for i, name in enumerate(outputs)}
-    return server.infer("simple", values, slices=slices)
+    return server.infer("simple", values, slices=slices, timeout=timeout)
 
 
 def check(regions):
@@ -277,6 +287,49 @@ def test_cuda_regions(server):
     expect_error(
         lambda: server.stub.CudaSharedMemoryRegister(request, timeout=30), "UNIMPLEMENTED", "CUDA"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.triton("L0_cuda_shared_memory")
+def test_inputs_and_outputs_in_the_memory_of_a_device(start, repository, cuda_stub, tmp_path):
+    """With a stand-in for the driver, whose memory another process opens by its handle."""
+    failures = tmp_path / "failures"
+    failures.write_text("")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in cuda_stub.environment(devices=1, file=failures).items():
+            monkeypatch.setenv(name, value)
+        # The models stay on the CPU.
+        server = start("--shared-memory", "true", "--providers", "cpu", root=repository)
+        cuda_stub.install(monkeypatch, devices=1)
+        driver = load_driver()
+        regions = {}
+        for name in ("input0_data", "input1_data", "output0_data", "output1_data"):
+            regions[name] = driver.device_allocate(0, SIZE)
+            request = pb.CudaSharedMemoryRegisterRequest(
+                name=name, raw_handle=driver.ipc_handle(regions[name]), byte_size=SIZE
+            )
+            server.triton.stub.CudaSharedMemoryRegister(request, timeout=30)
+        regions["input0_data"].write(0, ROW)
+        regions["input1_data"].write(0, np.ones_like(ROW))
+        infer(server.triton)
+        outputs = []
+        for name in ("output0_data", "output1_data"):
+            content = np.empty(16, np.int32)
+            regions[name].read(0, content)
+            outputs.append(content.tolist())
+        assert outputs == [(ROW[0] + 1).tolist(), (ROW[0] - 1).tolist()]
+        # A device that no longer answers stops none of the other requests.
+        failures.write_text("cuMemcpyDtoH=hang")
+        with ThreadPoolExecutor(4) as threads:
+            hung = [threads.submit(infer, server.triton, timeout=1) for _ in range(4)]
+            values = {f"INPUT{i}": ("INT32", ROW) for i in range(2)}
+            answer = server.triton.infer("simple", values, timeout=10).arrays["OUTPUT0"]
+            assert answer.tolist() == (2 * ROW).tolist()
+            for one in hung:
+                expect_error(one.result, "DEADLINE_EXCEEDED", "")
+        assert server.triton.stub.ServerLive(pb.ServerLiveRequest(), timeout=10).live
+        for memory in regions.values():
+            memory.close()
 
 
 @pytest.mark.triton("L0_cuda_shared_memory")

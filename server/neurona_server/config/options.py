@@ -206,8 +206,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shared_memory: Annotated[
         bool,
         Help(
-            "Let callers of the Open Inference Protocol register POSIX shared memory, which the "
-            "server then reads and writes. Only for trusted callers."
+            "Let callers of the Open Inference Protocol register POSIX shared memory and memory of "
+            "GPUs (CUDA IPC), which the server then reads and writes. Only for trusted callers."
         ),
     ] = False
     triton_metrics: Annotated[

@@ -89,6 +89,8 @@ class ParsedRequest(NamedTuple):
     """Returns the error of input types that do not match the signature in the protocol's words."""
     queue_timeout: QueueTimeout | None = None
     """The limit of its wait in the queue, None for the model's."""
+    writes_to_device: bool = False
+    """Whether `response_writer` copies to a device, which may wait for what else that does."""
 
 
 class AcceptedRequest(NamedTuple):
@@ -289,7 +291,9 @@ class _DecodableRequest:
             parsed.deadline,
             accepted.priority,
             parsed.nbytes,
-            self._workers if is_large(parsed.nbytes, accepted.expected_bytes) else None,
+            self._workers
+            if parsed.writes_to_device or is_large(parsed.nbytes, accepted.expected_bytes)
+            else None,
         )
         submission.queue_timeout = parsed.queue_timeout
         send(submission, defer, self._resolve, self._retry)

@@ -43,7 +43,8 @@ from neurona_server.rpc.open_inference.messages import (
     resolve_model,
 )
 from neurona_server.rpc.open_inference.outputs import InferResponseWriter, read_requested_outputs
-from neurona_server.rpc.open_inference.shared_memory import RegionUse, SharedMemoryService
+from neurona_server.rpc.open_inference.regions import RegionUse
+from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
 from neurona_server.rpc.open_inference.streaming import InferStream, PendingResponse
 from neurona_server.rpc.security.access import Grant, Right, visible_models
 from neurona_server.rpc.submission import (
@@ -78,12 +79,14 @@ class InferenceService:
         memory: SharedMemoryService,
         limits: Limits,
         workers: WorkerPool,
+        memory_workers: WorkerPool,
         *,
         typed_responses: bool,
     ) -> None:
         self._typed_responses = typed_responses
         self._limits = limits
         self._workers = workers
+        self._memory_workers = memory_workers  # for requests with tensors in shared memory
         # Two, because responses in a stream differ from those of ModelInfer.
         self._unary_fast_path, self._stream_fast_path = [
             FastPath(RAW_DATA, partial(resolve_model, registry), workers) for _ in range(2)
@@ -188,12 +191,14 @@ class InferenceService:
                 parameters.priority,
                 parsed.size + count_shared_bytes(message),
                 self._limits,
-                partial(is_slow, parsed, described, self._limits),
+                partial(is_slow, parsed, described, slices, self._limits),
                 partial(explain_mismatch, model, described),
                 parameters.queue_timeout,
+                writes_to_device=use is not None and any(one.is_on_device for one in outputs),
             )
 
-        return submit(self._metrics, resolve, read, responder, self._workers)
+        workers = self._memory_workers if use else self._workers
+        return submit(self._metrics, resolve, read, responder, workers)
 
     def _infer(self, call: Call) -> None:
         self.submit_message(call.request, call, call.grant)

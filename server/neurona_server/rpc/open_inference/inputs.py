@@ -14,11 +14,8 @@ from neurona_server.models.signature import Size, TensorType
 from neurona_server.rpc.limits import SLOW_BYTES, SLOW_STRINGS, Limits
 from neurona_server.rpc.open_inference.infer_message import InferMessage
 from neurona_server.rpc.open_inference.messages import DATATYPE_NAMES, parse_datatype
-from neurona_server.rpc.open_inference.shared_memory import (
-    BYTE_SIZE,
-    RegionSlice,
-    SharedMemoryService,
-)
+from neurona_server.rpc.open_inference.regions import RegionKind, RegionSlice
+from neurona_server.rpc.open_inference.shared_memory import BYTE_SIZE, SharedMemoryService
 from neurona_server.rpc.open_inference.typed_contents import decode_contents
 
 _LENGTH_BYTES = 4
@@ -151,7 +148,10 @@ def count_shared_bytes(message: ModelInferRequest) -> int:
 
 
 def is_slow(
-    infer_message: InferMessage, described: Mapping[str, TensorType], limits: Limits
+    infer_message: InferMessage,
+    described: Mapping[str, TensorType],
+    slices: Mapping[str, RegionSlice],
+    limits: Limits,
 ) -> bool:
     """Return whether reading the inputs takes too long for the transport's thread.
 
@@ -165,6 +165,8 @@ def is_slow(
     )
     if strings >= SLOW_STRINGS:
         return True
+    if any(one.region.kind is RegionKind.CUDA for one in slices.values()):
+        return True  # the copy may wait for what else the device does
     if not infer_message.raw and infer_message.size >= SLOW_CONTENTS:
         return True
     copied = count_shared_bytes(infer_message.request)

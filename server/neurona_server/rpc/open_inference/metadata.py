@@ -70,6 +70,7 @@ class MetadataService:
         versions: VersionPolicy,
         *,
         shared_memory: bool,
+        cuda_shared_memory: bool,
     ) -> None:
         """Create the service.
 
@@ -78,11 +79,14 @@ class MetadataService:
             ready: Returns whether the server as a whole is ready.
             versions: The policy of models that have none of their own.
             shared_memory: Whether that extension is on.
+            cuda_shared_memory: Whether that extension is on, and a GPU is there.
         """
         self._registry = registry
         self._ready = ready
         self._versions = versions
-        self._extensions = EXTENSIONS + (("system_shared_memory",) if shared_memory else ())
+        self._extensions = [*EXTENSIONS]
+        self._extensions += ["system_shared_memory"] if shared_memory else []
+        self._extensions += ["cuda_shared_memory"] if cuda_shared_memory else []
 
     def methods(self, prefix: str) -> Methods:
         return {

@@ -26,7 +26,8 @@ from neurona_server.rpc.open_inference.messages import (
     FINAL_RESPONSE,
     read_unsigned_parameter,
 )
-from neurona_server.rpc.open_inference.shared_memory import RegionSlice, SharedMemoryService
+from neurona_server.rpc.open_inference.regions import RegionKind, RegionSlice
+from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
 from neurona_server.rpc.open_inference.typed_contents import CONTENTS, set_contents
 
 MAX_CLASS_RESULTS = 100_000
@@ -55,6 +56,11 @@ class RequestedOutput(NamedTuple):
 
     labels: Sequence[str] = ()
     """Names of the classes, if the model has them."""
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether the output is written to the memory of a GPU."""
+        return self.region_slice is not None and self.region_slice.region.kind is RegionKind.CUDA
 
 
 def read_requested_outputs(

@@ -10,8 +10,10 @@ from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.open_inference.cuda_shared_memory import CudaSharedMemory
 from neurona_server.rpc.open_inference.inference import InferenceService
 from neurona_server.rpc.open_inference.metadata import MetadataService
+from neurona_server.rpc.open_inference.regions import Regions
 from neurona_server.rpc.open_inference.repository import RepositoryService
 from neurona_server.rpc.open_inference.settings import SettingsService
 from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
@@ -48,28 +50,38 @@ class OpenInference:
                 change the log level.
             versions: Which versions are served of models that do not say so themselves.
             shared_memory: Whether callers on this machine may have the server read and write
-                their memory objects.
+                their memory objects, and memory of GPUs that they share.
             typed_responses: Whether requests with typed contents have responses with them too.
             limits: Limits of requests.
             workers: Threads for what takes too long for the transport's; by default new ones.
         """
-        self.memory = SharedMemoryService(enabled=shared_memory)
-        limits = limits or Limits()
+        limits, workers = limits or Limits(), workers or WorkerPool()
+        regions = Regions(enabled=shared_memory)
+        self.memory = SharedMemoryService(regions)
+        cuda_memory = CudaSharedMemory(regions)
         self.repository = RepositoryService(registry, control, limits)
         versions = versions or VersionPolicy()
         self._services = (
-            MetadataService(registry, ready, versions, shared_memory=shared_memory),
+            MetadataService(
+                registry,
+                ready,
+                versions,
+                shared_memory=shared_memory,
+                cuda_shared_memory=cuda_memory.is_available,
+            ),
             InferenceService(
                 registry,
                 metrics,
                 self.memory,
                 limits,
-                workers or WorkerPool(),
+                workers,
+                cuda_memory.workers or workers,
                 typed_responses=typed_responses,
             ),
             StatisticsService(registry),
             self.repository,
             self.memory,
+            cuda_memory,
             SettingsService(registry, changeable=control is not None),
         )
 

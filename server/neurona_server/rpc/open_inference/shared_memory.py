@@ -1,45 +1,29 @@
-"""System shared memory: its regions, the methods that register them, and tensors in them.
+"""Shared memory: the methods that register regions of the system's, and tensors in any region.
 
-A region is a part of a memory object of the machine (shm_open) that a caller has created. It
-belongs to the caller that registered it, by the name of its token: each caller has names of its
-own, and sees, uses and unregisters only its own regions. A memory object with regions belongs to
-their owner too, or another caller could read and write it through a region of its own.
+A region of system shared memory is a part of a memory object of the machine (shm_open) that a
+caller has created. See regions.py for whose regions are whose, and cuda_shared_memory.py for
+memory of GPUs.
 """
 
 import os
 import re
 import stat
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import NoReturn
-
-from google.protobuf.message import Message
+from collections.abc import Mapping
 
 from neurona_protos import open_inference_pb2 as pb
-from neurona_server.batching.batcher import Defer
-from neurona_server.errors import (
-    AlreadyExistsError,
-    InvalidArgumentError,
-    NotAllowedError,
-    NotFoundError,
-    PermissionDeniedError,
-    UnsupportedError,
-    quoted,
-)
+from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.open_inference.messages import read_unsigned_parameter, unary_method
+from neurona_server.rpc.open_inference.regions import (
+    Region,
+    RegionKind,
+    Regions,
+    RegionSlice,
+    empty_region_error,
+)
 from neurona_server.rpc.security.access import Grant, Right
-from neurona_server.rpc.submission import Responder
-from neurona_server.telemetry.trace import CallTrace
 
 FOLDER = "/dev/shm"  # noqa: S108  where Linux keeps what shm_open opens
-MAX_REGIONS = 1024
-"""Registered regions of all callers; each holds a file open."""
-
-MAX_REGIONS_OF_TOKEN = 256
-"""Regions of one token, so that it leaves some to others."""
 
 REGION = "shared_memory_region"
 OFFSET = "shared_memory_offset"
@@ -47,23 +31,31 @@ BYTE_SIZE = "shared_memory_byte_size"
 """Parameters of a tensor that is in shared memory."""
 
 _KEY = re.compile(r"/?[A-Za-z0-9_-][A-Za-z0-9._-]{0,253}")
-_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 
 
-@dataclass(frozen=True, eq=False)
-class Region:
-    """A registered part of a memory object: `byte_size` bytes from `offset` on."""
+class SystemRegion(Region):
+    """A part of a memory object: `byte_size` bytes from `start` on."""
 
-    name: str
-    key: str
-    offset: int
-    byte_size: int
-    file: int
-    memory_object: tuple[int, int]
-    """Device and inode: the object itself, whatever its key."""
+    kind = RegionKind.SYSTEM
+
+    def __init__(self, name: str, key: str, start: int, byte_size: int, file: int) -> None:
+        """Make a region of the memory object `key`; its descriptor is `file`."""
+        self._file = file
+        state = os.fstat(file)
+        super().__init__(name, byte_size, (state.st_dev, state.st_ino))
+        self.key = key
+        self.start = start
+        self.object_size = state.st_size
 
     def __del__(self) -> None:
-        os.close(self.file)  # not when it is unregistered: a response may still be written to it
+        os.close(self._file)
+
+    def close(self) -> None:
+        """Do nothing: what the caller has unlinked is freed once the last reference is gone."""
+
+    @property
+    def description(self) -> str:
+        return f"the memory object {quoted(self.key)}"
 
     def read(self, offset: int, size: int) -> bytes:
         """Read bytes of the region.
@@ -72,9 +64,9 @@ class Region:
             InvalidArgumentError: The memory object has become too short.
         """
         parts = []
-        position = self.offset + offset
+        position = self.start + offset
         while size:
-            part = os.pread(self.file, size, position)
+            part = os.pread(self._file, size, position)
             if not part:
                 raise InvalidArgumentError(
                     f"shared memory region {quoted(self.name)} was shortened"
@@ -91,13 +83,13 @@ class Region:
             InvalidArgumentError: The memory object has become too short, or the system has no
                 more memory for it.
         """
-        position = self.offset + offset
+        position = self.start + offset
         rest = memoryview(data)
-        if os.fstat(self.file).st_size < position + len(rest):
+        if os.fstat(self._file).st_size < position + len(rest):
             raise InvalidArgumentError(f"shared memory region {quoted(self.name)} was shortened")
         while rest:
             try:
-                count = os.pwrite(self.file, rest, position)
+                count = os.pwrite(self._file, rest, position)
             except OSError as error:
                 raise InvalidArgumentError(
                     f"shared memory region {quoted(self.name)} cannot be written: {error.strerror}"
@@ -106,216 +98,27 @@ class Region:
             position += count
 
 
-@dataclass(frozen=True)
-class RegionSlice:
-    """The part of a region that holds one tensor."""
+def open_region(name: str, key: str, start: int, byte_size: int) -> SystemRegion:
+    """Open a part of the memory object `key`, from byte `start` on.
 
-    region: Region
-    offset: int
-    byte_size: int
-
-
-class Regions:
-    """The registered regions, by owner and name. Only the transport's thread registers them.
-
-    An owner is the name of a token, or "" for every caller of a server without tokens. A region
-    that is unregistered while requests use it is listed until the last of them has ended: until
-    then the server may write to it. No other request can use it then, and its name is free.
+    Raises:
+        InvalidArgumentError: The key or the size is invalid, or there is no such memory.
     """
-
-    def __init__(self) -> None:
-        self._regions: dict[str, dict[str, Region]] = {}
-        self._users: Counter[Region] = Counter()
-        self._unregistered: dict[str, dict[Region, None]] = {}  # those in use, in order
-        self._lock = threading.Lock()  # of the last two: requests end in any thread
-
-    def __len__(self) -> int:
-        return sum(map(len, self._regions.values()))
-
-    def hold(self, regions: Iterable[Region]) -> None:
-        """Count a request that uses regions."""
-        with self._lock:
-            self._users.update(regions)
-
-    def release(self, regions: Iterable[Region]) -> None:
-        """Undo what `hold` did. Thread-safe."""
-        with self._lock:
-            for region in regions:
-                self._users[region] -= 1
-                if not self._users[region]:
-                    del self._users[region]
-                    for owner in [*self._unregistered]:
-                        self._unregistered[owner].pop(region, None)
-                        if not self._unregistered[owner]:
-                            del self._unregistered[owner]
-
-    def register(self, owner: str, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Register a region of the memory object `key`.
-
-        Raises:
-            InvalidArgumentError: The name, key or size is invalid, or there is no such memory.
-            AlreadyExistsError: A region of the owner has the name already.
-            NotAllowedError: There are MAX_REGIONS already, or MAX_REGIONS_OF_TOKEN of the owner.
-            PermissionDeniedError: The memory object has regions of another owner.
-        """
-        if not _NAME.fullmatch(name):
-            raise InvalidArgumentError(
-                f"the region's name is {quoted(name)} (expected 1 to 255 characters)"
-            )
-        own = self._regions.get(owner, {})
-        if name in own:
-            raise AlreadyExistsError(f"shared memory region {quoted(name)} already in manager")
-        self._check_number(owner, len(own))
-        if not _KEY.fullmatch(key):
-            raise InvalidArgumentError(
-                f"the region's key is {quoted(key)} (expected the name of a memory object: "
-                "letters, digits, '.', '_' and '-', after an optional '/')"
-            )
-        if not byte_size:
-            raise InvalidArgumentError(
-                f"failed to register shared memory region {quoted(name)}: invalid args: it has 0 "
-                "bytes (expected at least 1)"
-            )
-        file = _open_memory_object(key)
-        try:
-            state = os.fstat(file)
-            if offset + byte_size > state.st_size:
-                raise InvalidArgumentError(
-                    f"failed to register shared memory region {quoted(name)}: invalid args: it "
-                    f"ends at byte {offset + byte_size} (expected at most {state.st_size}, the "
-                    f"size of the memory object {quoted(key)})"
-                )
-            memory_object = (state.st_dev, state.st_ino)
-            self._check_owner(owner, key, memory_object)
-        except BaseException:
-            os.close(file)
-            raise
-        region = Region(name, key, offset, byte_size, file, memory_object)
-        self._regions.setdefault(owner, own)[name] = region
-
-    def unregister(self, owner: str, name: str) -> None:
-        """Unregister the owner's region of the name if there is one, or all if `name` is empty."""
-        own = self._regions.get(owner, {})
-        names = [name] if name else [*own]
-        regions = [own.pop(each) for each in names if each in own]
-        if not own:
-            self._regions.pop(owner, None)
-        with self._lock:
-            for region in regions:
-                if self._users[region]:
-                    self._unregistered.setdefault(owner, {})[region] = None
-
-    def select(self, owner: str, name: str) -> Mapping[str, Region]:
-        """Return the owner's region of a name, or all its regions if `name` is empty.
-
-        Those that are unregistered and still in use are among them.
-
-        Raises:
-            NotFoundError: There is no such region.
-        """
-        with self._lock:
-            unregistered = {region.name: region for region in self._unregistered.get(owner, ())}
-        regions = unregistered | self._regions.get(owner, {})
-        if not name:
-            return regions
-        if name not in regions:
-            raise NotFoundError(f"Unable to find system shared memory region: {quoted(name)}")
-        return {name: regions[name]}
-
-    def slice_of(self, owner: str, name: str, offset: int, byte_size: int) -> RegionSlice:
-        """Return a part of the owner's region of a name.
-
-        Raises:
-            NotFoundError: There is no such region.
-            InvalidArgumentError: The part is not within the region.
-        """
-        region = self._find(owner, name)
-        if offset + byte_size > region.byte_size:
-            invalid = "offset" if offset >= region.byte_size else "offset + byte size"
-            raise InvalidArgumentError(
-                f"Invalid {invalid} for shared memory region: {quoted(name)}: "
-                f"{offset} + {byte_size} (expected at most {region.byte_size})"
-            )
-        return RegionSlice(region, offset, byte_size)
-
-    def _find(self, owner: str, name: str) -> Region:
-        region = self._regions.get(owner, {}).get(name)
-        if region is None:
-            raise NotFoundError(f"Unable to find shared memory region: {quoted(name)}")
-        return region
-
-    def _check_number(self, owner: str, own_count: int) -> None:
-        if owner and own_count >= MAX_REGIONS_OF_TOKEN:
-            raise NotAllowedError(
-                "too many shared memory regions of the token "
-                f"(expected at most {MAX_REGIONS_OF_TOKEN})"
-            )
-        if len(self) >= MAX_REGIONS:
-            raise NotAllowedError(
-                f"too many shared memory regions (expected at most {MAX_REGIONS})"
-            )
-
-    def _check_owner(self, owner: str, key: str, memory_object: tuple[int, int]) -> None:
-        with self._lock:
-            used = [
-                (other, region) for other, some in self._unregistered.items() for region in some
-            ]
-        used += [(other, one) for other, some in self._regions.items() for one in some.values()]
-        if any(other != owner and region.memory_object == memory_object for other, region in used):
-            raise PermissionDeniedError(
-                f"the memory object {quoted(key)} has regions of another caller"
-            )
-
-
-class RegionUse:
-    """The `Responder` of a request with tensors in regions, which it holds until it has ended."""
-
-    def __init__(self, responder: Responder, regions: Regions) -> None:
-        self._responder = responder
-        self._regions = regions
-        self._held: list[Region] = []
-
-    @property
-    def request_id(self) -> str:
-        return self._responder.request_id
-
-    @property
-    def trace_id(self) -> str:
-        return self._responder.trace_id
-
-    @property
-    def trace(self) -> CallTrace | None:
-        return self._responder.trace
-
-    @property
-    def deadline(self) -> float:
-        return self._responder.deadline
-
-    @property
-    def defer(self) -> Defer:
-        return self._responder.defer
-
-    def hold(self, slices: Iterable[RegionSlice | None]) -> None:
-        """Hold the regions of some tensors; those not in shared memory have None."""
-        regions = [one.region for one in slices if one is not None]
-        self._regions.hold(regions)
-        self._held += regions
-
-    def reply(self, response: bytes) -> None:
-        self._release()
-        self._responder.reply(response)
-
-    def fail(self, error: Exception) -> None:
-        self._release()
-        self._responder.fail(error)
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._responder.on_cancel(callback)
-
-    def _release(self) -> None:
-        """Before the response is sent, so that the caller then finds the regions released."""
-        held, self._held = self._held, []
-        self._regions.release(held)
+    if not _KEY.fullmatch(key):
+        raise InvalidArgumentError(
+            f"the region's key is {quoted(key)} (expected the name of a memory object: "
+            "letters, digits, '.', '_' and '-', after an optional '/')"
+        )
+    if not byte_size:
+        raise empty_region_error(name)
+    region = SystemRegion(name, key, start, byte_size, _open_memory_object(key))
+    if start + byte_size > region.object_size:
+        raise InvalidArgumentError(
+            f"failed to register shared memory region {quoted(name)}: invalid args: it ends at "
+            f"byte {start + byte_size} (expected at most {region.object_size}, the size of the "
+            f"memory object {quoted(key)})"
+        )
+    return region
 
 
 def _open_memory_object(key: str) -> int:
@@ -340,12 +143,10 @@ def _open_memory_object(key: str) -> int:
 
 
 class SharedMemoryService:
-    """The methods about shared memory, and the lookup of tensors in it."""
+    """The methods about system shared memory, and the lookup of tensors in regions."""
 
-    def __init__(self, *, enabled: bool) -> None:
-        """Make the service; `enabled` is the server's option `shared_memory`."""
-        self.enabled = enabled
-        self.regions = Regions()
+    def __init__(self, regions: Regions) -> None:
+        self.regions = regions
 
     def methods(self, prefix: str) -> Methods:
         return {
@@ -357,15 +158,6 @@ class SharedMemoryService:
             ),
             prefix + "SystemSharedMemoryUnregister": unary_method(
                 Right.CONTROL, pb.SystemSharedMemoryUnregisterRequest, self._unregister
-            ),
-            prefix + "CudaSharedMemoryStatus": unary_method(
-                Right.CONTROL, pb.CudaSharedMemoryStatusRequest, _list_cuda
-            ),
-            prefix + "CudaSharedMemoryRegister": unary_method(
-                Right.CONTROL, pb.CudaSharedMemoryRegisterRequest, _no_cuda
-            ),
-            prefix + "CudaSharedMemoryUnregister": unary_method(
-                Right.CONTROL, pb.CudaSharedMemoryUnregisterRequest, _unregister_cuda
             ),
         }
 
@@ -386,7 +178,7 @@ class SharedMemoryService:
         """
         if not parameters or REGION not in parameters:
             return None
-        self._check_enabled()
+        self.regions.check_enabled()
         if parameters[REGION].WhichOneof("parameter_choice") != "string_param":
             raise InvalidArgumentError(f"parameter {REGION!r} of {tensor}: expected string_param")
         if BYTE_SIZE not in parameters:
@@ -401,50 +193,26 @@ class SharedMemoryService:
         self, message: pb.SystemSharedMemoryStatusRequest, grant: Grant
     ) -> pb.SystemSharedMemoryStatusResponse:
         response = pb.SystemSharedMemoryStatusResponse()
-        for name, region in self.regions.select(grant.name, message.name).items():
+        regions = self.regions.select(grant.name, RegionKind.SYSTEM, message.name)
+        for name, region in regions.items():
+            assert isinstance(region, SystemRegion)  # noqa: S101  for the type checker
             status = response.regions[name]
             status.name, status.key = name, region.key
-            status.offset, status.byte_size = region.offset, region.byte_size
+            status.offset, status.byte_size = region.start, region.byte_size
         return response
 
     def _register(
         self, message: pb.SystemSharedMemoryRegisterRequest, grant: Grant
     ) -> pb.SystemSharedMemoryRegisterResponse:
-        self._check_enabled()
         self.regions.register(
-            grant.name, message.name, message.key, message.offset, message.byte_size
+            grant.name,
+            message.name,
+            lambda: open_region(message.name, message.key, message.offset, message.byte_size),
         )
         return pb.SystemSharedMemoryRegisterResponse()
 
     def _unregister(
         self, message: pb.SystemSharedMemoryUnregisterRequest, grant: Grant
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        self.regions.unregister(grant.name, message.name)
+        self.regions.unregister(grant.name, RegionKind.SYSTEM, message.name)
         return pb.SystemSharedMemoryUnregisterResponse()
-
-    def _check_enabled(self) -> None:
-        if not self.enabled:
-            raise NotAllowedError(
-                "shared memory is off; the server's option shared_memory enables it"
-            )
-
-
-def _no_cuda(_: Message, __: Grant) -> NoReturn:
-    raise UnsupportedError("CUDA shared memory is not supported; system shared memory is")
-
-
-def _list_cuda(
-    message: pb.CudaSharedMemoryStatusRequest, _: Grant
-) -> pb.CudaSharedMemoryStatusResponse:
-    if message.name:
-        raise NotFoundError(f"Unable to find cuda shared memory region: {quoted(message.name)}")
-    return pb.CudaSharedMemoryStatusResponse()
-
-
-def _unregister_cuda(
-    message: pb.CudaSharedMemoryUnregisterRequest, grant: Grant
-) -> pb.CudaSharedMemoryUnregisterResponse:
-    # perf_analyzer unregisters all regions before it uses system shared memory: there are none.
-    if message.name:
-        _no_cuda(message, grant)
-    return pb.CudaSharedMemoryUnregisterResponse()

@@ -1,5 +1,4 @@
 import contextlib
-import hashlib
 import os
 import uuid
 
@@ -7,15 +6,25 @@ import grpc
 import numpy as np
 import pytest
 from support.in_process_server import InProcessServer
+from support.shared_memory import (
+    PREDICT_ONLY,
+    TOKENS,
+    Caller,
+    from_memory,
+    read_memory,
+    register,
+    set_region,
+    token_entry,
+    unregister,
+    write_memory,
+)
 from support.triton_requests import DTYPES, arrays, raw, request
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.rpc.open_inference.shared_memory import (
-    FOLDER,
-    MAX_REGIONS,
-    MAX_REGIONS_OF_TOKEN,
-)
+from neurona_server.models.onnx.runtime import has_cuda_driver
+from neurona_server.rpc.open_inference.regions import MAX_REGIONS, MAX_REGIONS_OF_TOKEN
+from neurona_server.rpc.open_inference.shared_memory import FOLDER
 from neurona_server.rpc.security import reloaded_files
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.listener import ListenerOptions
@@ -43,45 +52,9 @@ def shared(echo_server):
     echo_server.triton.SystemSharedMemoryUnregister(unregister(""), timeout=10)
 
 
-def register(name, key, byte_size=4096, offset=0):
-    return pb.SystemSharedMemoryRegisterRequest(
-        name=name, key=key, offset=offset, byte_size=byte_size
-    )
-
-
-def unregister(name):
-    return pb.SystemSharedMemoryUnregisterRequest(name=name)
-
-
 def status(server, name=""):
     message = pb.SystemSharedMemoryStatusRequest(name=name)
     return server.triton.SystemSharedMemoryStatus(message, timeout=10).regions
-
-
-def write_memory(key, offset, data):
-    with open(os.path.join(FOLDER, key), "r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def read_memory(key, offset, size):
-    with open(os.path.join(FOLDER, key), "rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
-def set_region(tensor, region, byte_size, offset=0):
-    tensor.parameters["shared_memory_region"].string_param = region
-    tensor.parameters["shared_memory_byte_size"].int64_param = byte_size
-    if offset:
-        tensor.parameters["shared_memory_offset"].int64_param = offset
-    return tensor
-
-
-def from_memory(kind, shape, region, byte_size, offset=0):
-    message = pb.ModelInferRequest(model_name=f"echo_{kind}")
-    set_region(message.inputs.add(name="x", datatype=kind, shape=shape), region, byte_size, offset)
-    return message
 
 
 def test_a_region_is_registered_listed_and_unregistered(shared, key):
@@ -350,15 +323,22 @@ def test_strings_in_shared_memory_count_by_their_bytes(echoes, key, wait_until):
 
 
 def test_shared_memory_is_off_by_default(server, rejection):
-    code, text = rejection(server.triton.SystemSharedMemoryRegister, register("a", "b"))
-    assert code == "FAILED_PRECONDITION"
-    assert "the server's option shared_memory enables it" in text
+    cuda = pb.CudaSharedMemoryRegisterRequest(name="a")
+    for method, message in (
+        (server.triton.SystemSharedMemoryRegister, register("a", "b")),
+        (server.triton.CudaSharedMemoryRegister, cuda),
+    ):
+        code, text = rejection(method, message)
+        assert code == "FAILED_PRECONDITION"
+        assert "the server's option shared_memory enables it" in text
 
 
 def test_there_are_no_regions_where_shared_memory_is_off(server, rejection):
     assert not status(server)
     for name in ("", "a"):  # as perf_analyzer does before it begins
         server.triton.SystemSharedMemoryUnregister(unregister(name), timeout=10)
+        cuda = pb.CudaSharedMemoryUnregisterRequest(name=name)
+        server.triton.CudaSharedMemoryUnregister(cuda, timeout=10)
     message = pb.SystemSharedMemoryStatusRequest(name="a")
     error = rejection(server.triton.SystemSharedMemoryStatus, message)
     assert error == ("NOT_FOUND", "Unable to find system shared memory region: 'a'")
@@ -373,17 +353,12 @@ def test_tensors_in_shared_memory_are_rejected_if_it_is_off(server, rejection):
     assert rejection(server.triton.ModelInfer, message)[0] == "FAILED_PRECONDITION"
 
 
-@pytest.mark.parametrize(
-    ("rpc", "message"),
-    [
-        ("Register", pb.CudaSharedMemoryRegisterRequest(name="a")),
-        ("Unregister", pb.CudaSharedMemoryUnregisterRequest(name="a")),
-    ],
-)
-def test_cuda_memory_is_not_supported(echo_server, rejection, rpc, message):
-    code, text = rejection(getattr(echo_server.triton, f"CudaSharedMemory{rpc}"), message)
+@pytest.mark.skipif(has_cuda_driver(), reason="there is a driver")
+def test_there_is_no_cuda_memory_without_a_driver(echo_server, rejection):
+    message = pb.CudaSharedMemoryRegisterRequest(name="a")
+    code, text = rejection(echo_server.triton.CudaSharedMemoryRegister, message)
     assert code == "UNIMPLEMENTED"
-    assert "CUDA shared memory is not supported" in text
+    assert text.startswith("CUDA shared memory is not supported: this machine has no NVIDIA driver")
 
 
 def test_there_is_no_cuda_memory(echo_server, rejection):
@@ -411,45 +386,6 @@ def test_files_are_closed_when_no_longer_used(shared, key):
     shared.triton.ModelInfer(from_memory("FP32", (2, 4), "a", 32), timeout=10)
     shared.triton.SystemSharedMemoryUnregister(unregister("a"), timeout=10)
     assert open_files() == 0
-
-
-def token_entry(name, token, *rights):
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    return f'[[tokens]]\nname = "{name}"\nsha256 = "{digest}"\nrights = {list(rights)}\n'
-
-
-class Caller:
-    """Calls with a token; each call returns its response."""
-
-    def __init__(self, server, token):
-        self.server = server
-        self._metadata = [("authorization", f"Bearer {token}")]
-
-    def call(self, method, message):
-        call = getattr(self.server.triton, method)
-        return call(message, timeout=10, metadata=self._metadata)
-
-    def error_of(self, method, message):
-        """Return the name of the status code of a call that must fail, and its details."""
-        with pytest.raises(grpc.RpcError) as caught:
-            self.call(method, message)
-        return caught.value.code().name, caught.value.details()
-
-    def register(self, *region):
-        self.call("SystemSharedMemoryRegister", register(*region))
-
-    def unregister(self, name):
-        self.call("SystemSharedMemoryUnregister", unregister(name))
-
-    def status(self, name=""):
-        request = pb.SystemSharedMemoryStatusRequest(name=name)
-        return sorted(self.call("SystemSharedMemoryStatus", request).regions)
-
-
-TOKENS = token_entry("a", "a" * 20, "predict", "control") + token_entry(
-    "b", "b" * 20, "predict", "control"
-)
-PREDICT_ONLY = token_entry("c", "c" * 20, "predict")
 
 
 @pytest.fixture
