@@ -31,6 +31,7 @@ from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, FIRST
 from neurona_server.models.onnx.graph_cache import default_cache_folder, make_private_folder
+from neurona_server.models.onnx.provider_options import check_server_options
 from neurona_server.models.onnx.runtime import (
     CPU,
     DEFAULT_PROVIDERS,
@@ -460,6 +461,7 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
         spinning=config.spinning,
         providers=config.providers or DEFAULT_PROVIDERS,
         gpu_expected=bool(config.providers) or config.devices != FIRST,
+        provider_options=check_server_options(config.provider_options.by_provider()),
         require_gpu=config.require_gpu,
         devices=config.devices,
         gpu_memory_bytes=config.gpu_memory_bytes,

@@ -60,6 +60,7 @@ class Model:
 
 
 LENET5, LSTM, RESNET18, RESNET50 = (28, 28), (20, 16), (28, 28), (3, 224, 224)
+LSTM100 = (100, 32)
 _FEW = (1, 8)  # for ResNet-50: with 256 in flight, each would wait for ten seconds
 
 FACTORIES: dict[str, Callable[[Path], Model]] = {

@@ -19,6 +19,7 @@ from neurona_server.config.parsers import (
     LogLevel,
     NamedFolder,
     ProviderNames,
+    ProviderOptionTexts,
     VersionPolicyText,
     WebAddress,
 )
@@ -241,6 +242,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "Empty: cuda,cpu, where a missing GPU is not reported as degraded."
         ),
     ] = ProviderNames()
+    provider_options: Annotated[
+        ProviderOptionTexts,
+        Help(
+            "Options of ONNX Runtime's providers: PROVIDER.KEY=VALUE, several separated by commas, "
+            "as cuda.use_tf32=0,cuda.prefer_nhwc=1; in the file a table [provider_options.cuda]. "
+            "A model.toml may override them."
+        ),
+    ] = ProviderOptionTexts()
     require_gpu: Annotated[
         bool, Help("true: neither start nor load a model if no GPU can be used.")
     ] = False
@@ -283,8 +292,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache: Annotated[
         str,
         Help(
-            "Folder to cache optimized graphs in, for faster starts. auto: neurona in "
-            "$XDG_CACHE_HOME or ~/.cache; off or empty: no cache."
+            "Folder to cache optimized graphs and TensorRT engines in, for faster starts. auto: "
+            "neurona in $XDG_CACHE_HOME or ~/.cache; off or empty: no cache."
         ),
     ] = "auto"
     tls_certificate: Annotated[

@@ -5,6 +5,7 @@ expected; models.repository.validation calls it.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -86,6 +87,40 @@ class DeviceNames(str):
     @classmethod
     def parse(cls, text: str) -> Self:
         return cls(parse_devices(text))
+
+
+class ProviderOptionTexts(tuple[tuple[str, str, str], ...]):
+    """PROVIDER.KEY=VALUE, several separated by commas; models.onnx.provider_options checks them.
+
+    A comma ends a value only where another PROVIDER.KEY= follows: some values are lists.
+    """
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, object]) -> Self:
+        """Parse the text, or the tables of a file: values by key by provider."""
+        if isinstance(value, str):
+            parts = [_PROVIDER_OPTION.fullmatch(part) for part in _OPTION_END.split(value)]
+            options = [match.groups() if match else ("", "", "") for match in parts]
+        else:
+            options = [
+                (provider, key, setting)
+                for provider, table in value.items()
+                for key, setting in (table.items() if isinstance(table, Mapping) else [("", "")])
+            ]
+        if not all(provider and key and text for provider, key, text in options):
+            raise ValueError("expected PROVIDER.KEY=VALUE, like cuda.use_tf32=0,cuda.prefer_nhwc=1")
+        return cls((provider.lower(), key, text) for provider, key, text in options)
+
+    def by_provider(self) -> dict[str, dict[str, str]]:
+        """Return the values by provider and key; the last one counts of those with equal keys."""
+        tables: dict[str, dict[str, str]] = {}
+        for provider, key, value in self:
+            tables.setdefault(provider, {})[key] = value
+        return tables
+
+
+_PROVIDER_OPTION = re.compile(r"\s*([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)\s*=\s*(\S.*?)\s*", re.DOTALL)
+_OPTION_END = re.compile(r",(?=\s*[A-Za-z0-9_]+\.[A-Za-z0-9_]+\s*=)")
 
 
 class NamedFolder(tuple[str, Path]):

@@ -16,7 +16,7 @@ from typing import Any
 
 from neurona_server.address import UNIX
 from neurona_server.config.options import Config, Option, list_options
-from neurona_server.config.parsers import ProviderNames
+from neurona_server.config.parsers import ProviderNames, ProviderOptionTexts
 from neurona_server.errors import ConfigError, printable, quoted
 from neurona_server.files import parse_toml, read_file
 from neurona_server.models.repository.validation import convert, invalid_value
@@ -168,6 +168,16 @@ def _parse(value: Any, option: Option) -> Any:
     if option.value_type is ProviderNames and isinstance(value, list):
         items = [_text_of(item, f"{option.name}[{i}]") for i, item in enumerate(value)]
         value = ",".join(items)
+    if option.value_type is ProviderOptionTexts and isinstance(value, dict):
+        return {
+            provider: {
+                key: _text_of(item, f"{option.name}.{provider}.{key}")
+                for key, item in table.items()
+            }
+            if isinstance(table, dict)
+            else _text_of(table, f"{option.name}.{provider}")
+            for provider, table in value.items()
+        }
     return _parse_item(value, option.name, option.value_type)
 
 

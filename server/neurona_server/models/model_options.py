@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.models.onnx.provider_options import merge_options
 from neurona_server.models.onnx.runtime import RuntimeOptions
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
@@ -56,6 +57,9 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
     elif settings.instances is not None:
         max_threads = max(1, available_cpus() // instances)
         runtime = replace(runtime, threads=min(runtime.threads or max_threads, max_threads))
+    if settings.provider_options:
+        merged = merge_options(runtime.provider_options, settings.provider_options)
+        runtime = replace(runtime, provider_options=merged)
     if settings.providers is not None:
         runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
     if settings.devices is not None:

@@ -71,6 +71,7 @@ def test_every_option_can_be_set_in_every_source():
         "load_check": "false",
         "providers": "cuda,cpu",
         "devices": "0, GPU-1",
+        "provider_options": "cuda.use_tf32=0",
         "require_gpu": "true",
         "arena": "false",
         "spinning": "true",
@@ -127,6 +128,12 @@ def test_every_option_can_be_set_in_every_source():
             {"NEURONA_THREADS": "many"},
             r"threads is 'many' \(expected an integer",
         ),
+        (
+            [*REPOSITORY, "--provider-options", "use_tf32=0"],
+            {},
+            r"provider_options is 'use_tf32=0' \(expected PROVIDER.KEY=VALUE, like cuda",
+        ),
+        ([*REPOSITORY, "--provider-options", "cuda.use_tf32="], {}, "expected PROVIDER.KEY=VALUE"),
         (REPOSITORY, {"NEURONA_CONFIG": "nowhere.toml"}, "cannot read nowhere.toml"),
         ([*REPOSITORY, "--max-message-bytes", "4294967296"], {}, "max_message_bytes is 4294967"),
         ([*REPOSITORY, "--drain-delay-ms", "99999999999999"], {}, "drain_delay_ms is 99999"),
@@ -168,6 +175,25 @@ def test_providers_are_a_list_or_a_string(text):
     assert config.require_gpu is True
 
 
+SHAPES = "x:1x3x224x224,mask:1x8"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"'cuda.use_tf32=0, TensorRT.trt_profile_min_shapes={SHAPES},cuda.prefer_nhwc = 1'",
+        f"""{{cuda = {{use_tf32 = 0, prefer_nhwc = 1}},
+        tensorrt = {{trt_profile_min_shapes = '{SHAPES}'}}}}""".replace("\n", " "),
+    ],
+)
+def test_provider_options_are_tables_or_a_string_in_which_values_may_have_commas(text):
+    Path("neurona.toml").write_text(f"provider_options = {text}")
+    assert load(REPOSITORY, {}).provider_options.by_provider() == {
+        "cuda": {"use_tf32": "0", "prefer_nhwc": "1"},
+        "tensorrt": {"trt_profile_min_shapes": SHAPES},
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -182,6 +208,11 @@ def test_providers_are_a_list_or_a_string(text):
         ("strict = 1", r"strict is 1 \(expected true or false"),
         ("address = 8001", r"address is '8001' \(expected HOST:PORT"),
         ("providers = []", r"providers is '' \(expected names"),
+        ("[provider_options]\ncuda = 1", r"provider_options is .* \(expected PROVIDER.KEY=VALUE"),
+        (
+            "[provider_options.cuda]\nuse_tf32 = [0]",
+            r"provider_options.cuda.use_tf32 is \[0\] \(expected a string",
+        ),
     ],
 )
 def test_an_invalid_file_is_reported(text, message):

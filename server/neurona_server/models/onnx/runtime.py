@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import onnxruntime
 from neurona_server.errors import ConfigError
 from neurona_server.models.onnx import devices
 from neurona_server.models.onnx.devices import CPU_DEVICE, FIRST, Device, choose_devices
+from neurona_server.models.onnx.provider_options import ProviderOptions, cuda_options
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class RuntimeOptions:
 
     gpu_expected: bool = False
     """Whether a model that runs on the CPU is degraded even if there is no driver."""
+
+    provider_options: ProviderOptions = field(default_factory=dict)
+    """Values by the provider's short name and key, checked by `provider_options`."""
 
     require_gpu: bool = False
     """Whether such a model is rejected."""
@@ -120,7 +124,9 @@ def check_options(options: RuntimeOptions) -> None:
     Raises:
         ConfigError: They do not.
     """
-    check_provider_names(options.providers, onnxruntime.get_all_providers())
+    existing = onnxruntime.get_all_providers()
+    check_provider_names(options.providers, existing)
+    check_provider_names([*options.provider_options], existing, "provider_options")
     if options.cpu_memory_bytes:
         limit_cpu_memory(options.cpu_memory_bytes)
     find_devices(options)
@@ -132,13 +138,15 @@ def short_name(provider: str) -> str:
     return provider.removesuffix(_SUFFIX).lower()
 
 
-def check_provider_names(names: Sequence[str], providers: Collection[str]) -> None:
+def check_provider_names(
+    names: Sequence[str], providers: Collection[str], option: str = "providers"
+) -> None:
     """Raise ConfigError for a short name of none of `providers`."""
     short_names = sorted(map(short_name, providers))
     for name in names:
         if name not in short_names:
             raise ConfigError(
-                f"option providers has {name!r} (expected some of {', '.join(short_names)})"
+                f"option {option} has {name!r} (expected some of {', '.join(short_names)})"
             )
 
 
@@ -148,9 +156,7 @@ def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]
     `device` is the number of the CUDA device that it is loaded on.
     """
     available = onnxruntime.get_available_providers()
-    providers = choose_providers(
-        options.providers, available, has_cuda_driver(), options.gpu_memory_bytes, device
-    )
+    providers = choose_providers(options, available, has_cuda_driver(), device)
     if any(name != CPU for name in map(_full_name, providers)):
         _preload_libraries()
     return providers
@@ -162,9 +168,7 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     Raises:
         ConfigError: The options name a device that there is not.
     """
-    providers = choose_providers(
-        options.providers, onnxruntime.get_available_providers(), has_cuda_driver(), 0
-    )
+    providers = choose_providers(options, onnxruntime.get_available_providers(), has_cuda_driver())
     if not any(_full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
@@ -173,25 +177,19 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
 
 
 def choose_providers(
-    names: Sequence[str],
-    available: Collection[str],
-    driver: bool,
-    gpu_memory_bytes: int,
-    device: int = 0,
+    options: RuntimeOptions, available: Collection[str], driver: bool, device: int = 0
 ) -> list[Provider]:
-    """Return those of `names` that are available, and whose driver is installed.
+    """Return those of the options that are available, and whose driver is installed.
 
     Those that need CUDA use the CUDA device with the number `device`.
     """
     by_name = {short_name(provider): provider for provider in available}
     providers: list[Provider] = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(options.providers):
         if name not in by_name or (name in _NEED_CUDA and not driver):
             continue
-        options = _cuda_options(gpu_memory_bytes) if name == "cuda" else {}
-        if name in _NEED_CUDA:
-            options["device_id"] = str(device)
-        providers.append((by_name[name], options) if options else by_name[name])
+        values = _session_options(name, options, device)
+        providers.append((by_name[name], values) if values else by_name[name])
     return providers
 
 
@@ -326,14 +324,11 @@ def limit_cpu_memory(size: int) -> None:
             _cpu_memory_limit = size
 
 
-def _cuda_options(gpu_memory_bytes: int) -> dict[str, Any]:
-    options = {
-        # The default measures every algorithm again for each new shape: seconds, while serving.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        # The default doubles the arena each time it grows, and never shrinks it.
-        "arena_extend_strategy": "kSameAsRequested",
-    }
-    return options | ({"gpu_mem_limit": str(gpu_memory_bytes)} if gpu_memory_bytes else {})
+def _session_options(name: str, options: RuntimeOptions, device: int) -> dict[str, str]:
+    if name == "cuda":
+        return cuda_options(options.provider_options, device, options.gpu_memory_bytes)
+    values = dict(options.provider_options.get(name, {}))
+    return values | ({"device_id": str(device)} if name in _NEED_CUDA else {})
 
 
 @cache

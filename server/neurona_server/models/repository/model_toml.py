@@ -11,6 +11,11 @@ from msgspec import Meta
 
 from neurona_protos.prediction_pb2 import Task
 from neurona_server.errors import LoadError, close_match
+from neurona_server.models.onnx.provider_options import (
+    ProviderOptionError,
+    ProviderOptions,
+    check_model_options,
+)
 from neurona_server.models.repository.folder_files import read_labels, read_text
 from neurona_server.models.repository.settings import (
     LATEST,
@@ -61,6 +66,7 @@ class _Devices(str):
         raise ValueError('expected "all", or numbers or UUIDs, like [0, 1]')
 
 
+_Provider = Literal["cuda", "cpu", "tensorrt", "nvtensorrtrtx", "openvino"]
 _Text = Annotated[str, Meta(min_length=1)]
 _Milliseconds = Annotated[float, Meta(ge=0, le=1e8, description="milliseconds from 0 to 100000000")]
 _Seconds = Annotated[float, Meta(ge=0, le=1e6, description="seconds from 0 to 1000000")]
@@ -137,8 +143,9 @@ class ModelToml(_Table, frozen=True):
     max_run_seconds: _Seconds | None = None
     instances: Annotated[int, Meta(ge=1, le=64)] | None = None
     threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
-    providers: Annotated[tuple[Literal["cuda", "cpu"], ...], Meta(min_length=1)] | None = None
+    providers: Annotated[tuple[_Provider, ...], Meta(min_length=1)] | None = None
     devices: _Devices | None = None
+    provider_options: dict[str, dict[str, Any]] = {}
 
 
 def read_model_toml(folder: Path) -> ModelSettings:
@@ -199,7 +206,15 @@ def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
         threads=table.threads,
         providers=table.providers,
         devices=None if table.devices is None else str(table.devices),
+        provider_options=_provider_options(table.provider_options),
     )
+
+
+def _provider_options(tables: Mapping[str, Mapping[str, Any]]) -> ProviderOptions:
+    try:
+        return check_model_options("provider_options", tables)
+    except ProviderOptionError as error:
+        raise LoadError(str(error)) from error
 
 
 def _labels(folder: Path, table: ModelToml) -> tuple[str, ...]:

@@ -185,6 +185,8 @@ class ModelSettings:
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     devices: str | None = None
+    provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Values by the provider's short name and key; they override single ones of the server's."""
 
     # Set by config.pbtxt only.
     preferred_batch_rows: tuple[int, ...] = ()

@@ -29,6 +29,10 @@ from neurona_server.models.repository.settings import (
     WarmUpInput,
     WarmUpSample,
 )
+from neurona_server.models.repository.triton_accelerators import (
+    CUDA_PARAMETERS,
+    read_accelerators,
+)
 from neurona_server.models.repository.triton_batching import read_batching
 from neurona_server.models.repository.triton_instances import read_instances
 from neurona_server.models.repository.validation import invalid_value
@@ -83,9 +87,10 @@ _SUPPORTED: _Supported = {
     "instance_group": {"count": None, "kind": None, "name": None, "gpus": None, "passive": None},
     "dynamic_batching": None,
     "model_warmup": None,
-    "parameters": {"intra_op_thread_count": None},
+    "parameters": {"intra_op_thread_count": None, **dict.fromkeys(CUDA_PARAMETERS)},
+    # What has no effect in it is listed by its reader.
+    "optimization": {"execution_accelerators": None},
     # Nothing in these has an effect, but each of their fields is listed as ignored.
-    "optimization": {},
     "response_cache": {},
     "model_transaction_policy": {},
 }
@@ -145,7 +150,8 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
     # Triton completes a config without tensors and without max_batch_size from the graph.
     batch_axis_known = bool(declared) or re.search(r"\bmax_batch_size\b", text) is not None
     batching = read_batching(config, batch_axis_known=batch_axis_known)
-    instances = read_instances(config)
+    accelerators = read_accelerators(config)
+    instances = read_instances(config, accelerators)
     return ModelSettings(
         batched=batching.batched,
         versions=_version_policy(config),
@@ -155,6 +161,7 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
         providers=instances.providers,
         devices=instances.devices,
         instances_by_gpu=instances.by_gpu,
+        provider_options=accelerators.provider_options,
         threads=_threads(config),
         preferred_batch_rows=batching.preferred_rows,
         queue_policies=batching.queue_policies,
@@ -164,7 +171,7 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
         declared=tuple(declared),
         output_labels=_output_labels(folder, config),
         warm_up=_warm_up_samples(folder, config),
-        ignored=(*_ignored_fields(config), *instances.ignored),
+        ignored=(*_ignored_fields(config), *accelerators.ignored, *instances.ignored),
         triton_config=config.SerializeToString(deterministic=True),
     )
 

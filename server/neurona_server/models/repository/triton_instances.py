@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from neurona_protos import model_config_pb2 as triton
 from neurona_server.errors import LoadError
+from neurona_server.models.repository.triton_accelerators import Accelerators
 
 MAX_INSTANCES = 64
 
@@ -33,8 +34,8 @@ class Instances:
     """Paths of the fields without an effect."""
 
 
-def read_instances(config: triton.ModelConfig) -> Instances:
-    """Read instance_group.
+def read_instances(config: triton.ModelConfig, accelerators: Accelerators) -> Instances:
+    """Read instance_group, and which providers it needs together with the accelerators.
 
     A model runs on one kind of device: of groups on several kinds, those on the best one count.
 
@@ -46,7 +47,8 @@ def read_instances(config: triton.ModelConfig) -> Instances:
     ignored = [f"{path}.gpus" for path, one in groups if one.gpus and _kind(one) != _Group.KIND_GPU]
     active = [(path, group) for path, group in groups if not group.passive]
     if not active:
-        return Instances(ignored=tuple(ignored))
+        providers = _providers(_Group.KIND_AUTO, accelerators)
+        return Instances(None, providers, ignored=tuple(ignored))
     # The best is a GPU; else the CPU is only what was meant if no group leaves it open.
     kinds = {_kind(group) for _, group in active}
     order = (_Group.KIND_GPU, _Group.KIND_AUTO, _Group.KIND_MODEL, _Group.KIND_CPU)
@@ -55,11 +57,25 @@ def read_instances(config: triton.ModelConfig) -> Instances:
     count, by_gpu = _count([group for _, group in active if _kind(group) == best])
     if count > MAX_INSTANCES:
         raise LoadError(f"instance_group has {count} instances (expected at most {MAX_INSTANCES})")
-    providers = {_Group.KIND_CPU: ("cpu",), _Group.KIND_GPU: ("cuda", "cpu")}.get(best)
+    if best == _Group.KIND_CPU and accelerators.gpu:
+        ignored.append("optimization.execution_accelerators.gpu_execution_accelerator")
+    elif best != _Group.KIND_CPU and accelerators.cpu:
+        ignored.append("optimization.execution_accelerators.cpu_execution_accelerator")
     devices = ",".join(map(str, sorted(by_gpu))) or None
     if len(set(by_gpu.values())) == 1:
         by_gpu = {}
-    return Instances(count, providers, devices, by_gpu, tuple(ignored))
+    return Instances(count, _providers(best, accelerators), devices, by_gpu, tuple(ignored))
+
+
+def _providers(
+    kind: triton.ModelInstanceGroup.Kind, accelerators: Accelerators
+) -> tuple[str, ...] | None:
+    """Return the providers for instances of a kind, None for those of the server."""
+    if kind == _Group.KIND_CPU:
+        return (*accelerators.cpu, "cpu")
+    if kind == _Group.KIND_GPU or accelerators.gpu:
+        return tuple(dict.fromkeys([*accelerators.gpu, "cuda", "cpu"]))
+    return None
 
 
 def _check_groups(groups: Iterable[triton.ModelInstanceGroup]) -> None:

@@ -2,9 +2,11 @@ import onnxruntime
 import pytest
 
 from neurona_server.errors import ConfigError
+from neurona_server.models.onnx.provider_options import CUDA_DEFAULTS
 from neurona_server.models.onnx.runtime import (
     CPU,
     CUDA,
+    RuntimeOptions,
     check_provider_names,
     choose_providers,
     explain_degraded,
@@ -33,25 +35,33 @@ def short_names(providers):
     ],
 )
 def test_usable_providers_are_chosen_in_order(wanted, available, driver, expected):
-    assert short_names(choose_providers(wanted, available, driver, 0)) == expected
+    options = RuntimeOptions(providers=wanted)
+    assert short_names(choose_providers(options, available, driver)) == expected
 
 
-def test_cuda_uses_heuristics_and_grows_its_arena_as_needed():
-    (_, options), _ = choose_providers(("cuda", "cpu"), AVAILABLE, True, 0)
-    assert options == {
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "arena_extend_strategy": "kSameAsRequested",
-        "device_id": "0",
+def test_a_provider_gets_its_options():
+    options = RuntimeOptions(
+        providers=("openvino", "cuda", "cpu"),
+        provider_options={"cuda": {"use_tf32": "0"}, "openvino": {"num_streams": "2"}},
+        gpu_memory_bytes=1 << 30,
+    )
+    (openvino, streams), (cuda, values), cpu = choose_providers(options, AVAILABLE, True, 3)
+    assert (openvino, streams) == ("OpenVINOExecutionProvider", {"num_streams": "2"})
+    assert (cuda, cpu) == (CUDA, CPU)
+    assert values == {
+        **CUDA_DEFAULTS,
+        "device_id": "3",
+        "gpu_mem_limit": "1073741824",
+        "use_tf32": "0",
     }
-    (_, options), _ = choose_providers(("cuda", "cpu"), AVAILABLE, True, 1 << 30, 3)
-    assert options["device_id"] == "3"
-    assert options["gpu_mem_limit"] == "1073741824"
 
 
 def test_unknown_provider_is_rejected():
     check_provider_names(("cuda", "cpu"), AVAILABLE)
     with pytest.raises(ConfigError, match=r"has 'gpu' \(expected some of cpu, cuda, openvino\)$"):
         check_provider_names(("gpu", "cpu"), AVAILABLE)
+    with pytest.raises(ConfigError, match=r"^option provider_options has 'gpu' \(expected some"):
+        check_provider_names(("gpu",), AVAILABLE, "provider_options")
 
 
 def test_missing_gpu_is_explained():

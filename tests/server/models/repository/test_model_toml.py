@@ -36,6 +36,7 @@ instances = 2
 threads = 3
 providers = ["cuda", "cpu"]
 devices = [1, "GPU-5a"]
+provider_options = { cuda = { use_tf32 = false, cudnn_conv_algo_search = "exhaustive" } }
 
 [version_labels]
 stable = 1
@@ -92,6 +93,7 @@ def test_every_key(read):
         threads=3,
         providers=("cuda", "cpu"),
         devices="1,GPU-5a",
+        provider_options={"cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}},
     )
     assert [read(f"devices = {text}").devices for text in ('"all"', "2")] == ["all", "2"]
     values = 'values = [{ name = "price", unit = "EUR" }, { name = "age" }]'
@@ -192,10 +194,24 @@ def test_settings_read_twice_are_equal(read):
         ('inline = "allways"', "expected auto, always or never); did you mean 'always'?"),
         ("instances = 65", "instances is 65 (expected an integer from 1 to 64"),
         ("threads = -1", "threads is -1 (expected an integer from 0 to 1024"),
-        ('providers = ["gpu"]', "providers[0] is 'gpu' (expected cuda or cpu"),
+        ('providers = ["gpu"]', "providers[0] is 'gpu' (expected cuda, cpu, tensorrt"),
         ("devices = []", 'devices is [] (expected "all", or numbers or UUIDs, like [0, 1]'),
         ("devices = [1.5]", 'devices is [1.5] (expected "all", or numbers or UUIDs, like'),
         ('devices = "cuda:0"', "devices is 'cuda:0' (expected \"all\", or numbers or UUIDs"),
+        ("[provider_options.gpu]", "provider_options has 'gpu' (expected some of cuda, tensorrt"),
+        ("[provider_options]\ncuda = 1", "provider_options.cuda is 1 (expected"),
+        (
+            "[provider_options.cuda]\nuse_tf3 = 0",
+            "provider_options.cuda.use_tf3 is an unknown key; did you mean 'use_tf32'?",
+        ),
+        (
+            '[provider_options.cuda]\nuse_tf32 = "maybe"',
+            "provider_options.cuda.use_tf32 is 'maybe' (expected 0 or 1)",
+        ),
+        (
+            '[provider_options.openvino]\ncache_dir = "/tmp"',
+            "provider_options.openvino.cache_dir names files (expected it in the server's option",
+        ),
         ('task = "x\\ny"', "task is 'x\\ny' (expected"),
         ("task = ", "invalid TOML: Invalid value (at end of document)"),
         ("a = " + "[" * 5000, "invalid TOML: too many levels"),

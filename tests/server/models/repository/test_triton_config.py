@@ -52,6 +52,19 @@ parameters { key: "inter_op_thread_count" value: { string_value: "2" } }
 optimization { cuda { graphs: true } graph { level: 1 } }
 metric_tags { key: "a" value: "b" }
 """
+ACCELERATORS = "optimization.execution_accelerators"
+TENSORRT = """
+parameters { key: "cudnn_conv_algo_search" value: { string_value: "0" } }
+optimization { execution_accelerators {
+  gpu_execution_accelerator {
+    name: "tensorrt"
+    parameters { key: "precision_mode" value: "FP16" }
+    parameters { key: "max_workspace_size_bytes" value: "1073741824" }
+    parameters { key: "trt_engine_cache_path" value: "/engines" }
+  }
+  gpu_execution_accelerator { name: "xla" }
+} }
+"""
 
 
 def save_triple(path):
@@ -217,6 +230,31 @@ def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
         ),
         ("instance_group [ { passive: true count: 9 } ]", {}),
         (
+            TENSORRT,
+            {
+                "providers": ("tensorrt", "cuda", "cpu"),
+                "provider_options": {
+                    "cuda": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
+                    "tensorrt": {"trt_max_workspace_size": "1073741824", "trt_fp16_enable": "True"},
+                },
+                "ignored": (
+                    f"{ACCELERATORS}.gpu_execution_accelerator[0].parameters.trt_engine_cache_path",
+                    f"{ACCELERATORS}.gpu_execution_accelerator[1]",
+                ),
+            },
+        ),
+        (
+            "instance_group [ { kind: KIND_CPU } ]"
+            'optimization { execution_accelerators { gpu_execution_accelerator { name: "cuda" }'
+            'cpu_execution_accelerator { name: "openvino" } } }',
+            {
+                "instances": 1,
+                "providers": ("openvino", "cpu"),
+                "provider_options": {"cuda": {}, "openvino": {}},
+                "ignored": (f"{ACCELERATORS}.gpu_execution_accelerator",),
+            },
+        ),
+        (
             "instance_group [ { rate_limiter { priority: 2 } } ]",
             {"instances": 1, "ignored": ("instance_group[0].rate_limiter",)},
         ),
@@ -275,6 +313,18 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
             "no field named \"max_batchsize\"; did you mean 'max_batch_size'?",
         ),
         ("optimization { cuda { graph: true } }", "did you mean 'graphs'?"),
+        (
+            TENSORRT.replace("FP16", "FP7"),
+            "gpu_execution_accelerator[0].parameters.precision_mode is 'FP7' (expected FP32 or",
+        ),
+        (
+            TENSORRT.replace("max_workspace_size_bytes", "trt_max_workspace"),
+            "parameters.tensorrt.trt_max_workspace is an unknown key; did you mean 'trt_max_w",
+        ),
+        (
+            'parameters { key: "gpu_mem_limit" value: { string_value: "-1" } }',
+            "parameters.cuda.gpu_mem_limit is '-1' (expected an integer of at least 0)",
+        ),
         ('name: "m"\n\ninput [ { name: "x" \n', 'line 3: Expected "}"'),
         ("max_batch_size: many", "line 1: 'max_batch_size: many': Couldn't parse integer: many"),
         (
