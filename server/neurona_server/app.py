@@ -30,6 +30,7 @@ from neurona_server.models.load_check.load_marks import LoadMarks, withdraw_mark
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, FIRST
+from neurona_server.models.onnx.gpu_facts import runtime_packages
 from neurona_server.models.onnx.graph_cache import default_cache_folder, make_private_folder
 from neurona_server.models.onnx.provider_options import check_server_options
 from neurona_server.models.onnx.runtime import (
@@ -38,7 +39,7 @@ from neurona_server.models.onnx.runtime import (
     THREADS_PER_CPU,
     RuntimeOptions,
     check_options,
-    runtime_packages,
+    report_gpu,
     runtime_version,
 )
 from neurona_server.models.repository.scanner import ModelSource, Repository
@@ -471,6 +472,7 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
         cache=_cache_folder(config.cache),
     )
     check_options(runtime)
+    report_gpu(runtime)
     tracer = None if tracing is None else tracing.batches
     return ModelOptions(policy, runtime, config.instances, tracer)
 

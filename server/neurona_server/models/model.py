@@ -150,6 +150,7 @@ class Model:
             watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
+        self.batcher.free_memory = session.free_device_memory
         inputs = self.signature.inputs
         started = time.monotonic()
         if not all(warm_up(inputs, run, self.batcher) for run in runs):
