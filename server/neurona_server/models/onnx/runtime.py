@@ -14,14 +14,8 @@ from typing import Any
 import onnxruntime
 
 from neurona_server.errors import ConfigError
-from neurona_server.models.onnx import gpu_installation
-from neurona_server.models.onnx.devices import (
-    CPU_DEVICE,
-    FIRST,
-    Device,
-    choose_devices,
-    cuda_devices,
-)
+from neurona_server.models.onnx import devices, gpu_installation
+from neurona_server.models.onnx.devices import CPU_DEVICE, FIRST, Device, choose_devices
 from neurona_server.models.onnx.gpu_facts import CUDA_PROVIDER, has_cuda_driver, runtime_packages
 from neurona_server.models.onnx.gpu_installation import explain_build
 from neurona_server.models.onnx.provider_options import ProviderOptions, cuda_options
@@ -123,6 +117,7 @@ def check_options(options: RuntimeOptions) -> None:
     check_provider_names([*options.provider_options], existing, "provider_options")
     if options.cpu_memory_bytes:
         limit_cpu_memory(options.cpu_memory_bytes)
+    find_devices(options)
     if options.require_gpu and (reason := missing_gpu_reason(options)):
         raise ConfigError(f"option require_gpu is set, but {reason}")
 
@@ -168,8 +163,8 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
-    available = cuda_devices()
-    return choose_devices(options.devices, available) if available else (Device("cuda"),)
+    usable = devices.DEVICES.usable()
+    return choose_devices(options.devices, usable) if usable else (Device("cuda"),)
 
 
 def choose_providers(
