@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from neurona_server.errors import DeviceLostError
+
 CPU = "cpu"
 """The label of the processor. A run on it needs no buffers of its own: any number of threads may
 run one session."""
@@ -76,6 +78,8 @@ class DeviceScheduler:
 
     A turn that takes too long can be made to give its slot up: it goes on, beside the runs in the
     slots, so that runs which never end do not keep the other models from the device.
+
+    A device that is lost gets no more turns. Its runs that go on are left to those who began them.
     """
 
     def __init__(
@@ -99,6 +103,12 @@ class DeviceScheduler:
         self._waiting: list[ModelRuns] = []
         self._running: list[ModelRuns] = []
         self._changed = threading.Condition(threading.Lock())
+        self.lost_devices: Mapping[str, str] = {}
+        """Why each device that is lost does not work, by its label."""
+        self.on_lost: Callable[[str, str], object] = lambda _device, _reason: None
+        """Called once for each device that is lost, with its label and the reason."""
+        self.check_device: Callable[[str], object] = lambda _device: None
+        """Finds out whether a device is lost on which a run does not end, without blocking."""
 
     @contextmanager
     def turn(self, runs: ModelRuns, clock: Callable[[], float]) -> Iterator[DeviceTurn]:
@@ -107,10 +117,16 @@ class DeviceScheduler:
         Args:
             runs: Those of the model, of which the turn gets an idle one.
             clock: Returns the time in seconds.
+
+        Raises:
+            DeviceLostError: All devices of the model are lost.
         """
         with self._changed:
             self._enqueue(runs)
             while (device := self._find_device(runs)) is None:
+                if (error := self.lost_error(runs)) is not None:
+                    self._waiting.remove(runs)
+                    raise error
                 self._changed.wait()
             turn = self._start(runs, device)
         turn.started = clock()
@@ -120,12 +136,18 @@ class DeviceScheduler:
             self.end(turn, clock())
 
     def try_turn(self, runs: ModelRuns, now: float) -> DeviceTurn | None:
-        """Begin a turn, which the caller must `end`; return None if it would have to wait."""
+        """Begin a turn, which the caller must `end`; return None if it would have to wait.
+
+        Raises:
+            DeviceLostError: All devices of the model are lost.
+        """
         with self._changed:
             self._enqueue(runs)
             device = self._find_device(runs)
             if device is None:
                 self._waiting.remove(runs)
+                if (error := self.lost_error(runs)) is not None:
+                    raise error
                 return None
             turn = self._start(runs, device)
         turn.started = now
@@ -146,6 +168,23 @@ class DeviceScheduler:
                 self._charge(turn, now)
                 if self._waiting:
                     self._changed.notify_all()
+
+    def mark_lost(self, device: str, reason: str) -> None:
+        """Begin no more turns on a device that does not work any more. From any thread."""
+        with self._changed:
+            if device in self.lost_devices:
+                return
+            self.lost_devices = {**self.lost_devices, device: reason}
+            self._changed.notify_all()
+        self.on_lost(device, reason)
+
+    def lost_error(self, runs: ModelRuns) -> DeviceLostError | None:
+        """Return the error for requests of a model, if all of its devices are lost."""
+        lost = self.lost_devices
+        if not lost or any(device not in lost for device in runs.idle):
+            return None
+        device = next(iter(runs.idle))
+        return DeviceLostError(device, lost[device])
 
     def remove(self, model: str) -> None:
         """Remove the record of a model that will not run again."""
@@ -194,6 +233,8 @@ class DeviceScheduler:
         """Return the least loaded device where it is the turn of `runs`, None without one."""
         best, least = None, (2.0, 0.0)
         for device in runs.idle:
+            if device in self.lost_devices:
+                continue
             use = self._use(device)
             if use.free_slots and use.load < least and self._next_runs(device) is runs:
                 best, least = device, use.load
