@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import (
@@ -27,6 +27,7 @@ from neurona_server.batching.device_scheduler import CPU, DeviceScheduler, Model
 from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
+from neurona_server.batching.ranking import DeviceRanking, RankingRun
 from neurona_server.batching.request import Inputs, Outputs, Request, ResponseOrder
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import (
@@ -126,6 +127,8 @@ class Batcher:
         the number of their first row, too."""
         self.answer_bounds: AnswerCheck | None = None
         """Checks that outputs are an answer."""
+        self.ranking: DeviceRanking | None = None
+        """When a device ranks the classes of the answer."""
         self._watchdog = watchdog or RunWatchdog()
         self._inline = InlineRunner(
             name, policy, self.queue, self.cost_model, self._watchdog, clock
@@ -499,6 +502,8 @@ class Batcher:
         inputs = join_inputs(requests, padded)
         if self.check_inputs is not None:
             self.check_inputs(inputs, requests[0].first_row)
+        if self.ranking is not None and (count := self.ranking.count_for(requests, padded)):
+            cast(RankingRun, run).rank(count)
         run_started = self._clock()
         run_outputs = run(inputs)
         run_finished = self._clock()
