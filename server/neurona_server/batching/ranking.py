@@ -5,7 +5,7 @@ computed the values of many classes can rank them itself and return the best one
 `RankedRows` take the place of the array.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -82,20 +82,20 @@ class RankingRun(Protocol):
 
 
 class DeviceRanking:
-    """When the device ranks the answer: for batches of which nobody wants all values."""
+    """When the device ranks the answer: for large batches of which nobody wants all values."""
 
-    def __init__(self, sizes: Collection[int], max_count: int) -> None:
-        """Decide for batches of these sizes, and at most `max_count` classes of a row."""
-        self._sizes = frozenset(sizes)
-        self._max_count = max_count
+    def __init__(self, min_rows: int, max_count: int) -> None:
+        """Decide so for batches of `min_rows` and up to `max_count` classes of a row."""
+        self.min_rows = min_rows
+        self.max_count = max_count
 
     def count_for(self, requests: Sequence[Request], padded_rows: int) -> int:
         """Return how many classes of each row a run is to return; 0 for all values."""
-        if padded_rows not in self._sizes:
+        if padded_rows < self.min_rows:
             return 0
         counts = [request.ranked_classes for request in requests]
         most = max(counts)
-        return most if min(counts) and most <= self._max_count else 0
+        return most if min(counts) and most <= self.max_count else 0
 
 
 def rank_rows(keys: Array, count: int) -> Array:

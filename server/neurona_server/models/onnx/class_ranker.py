@@ -1,21 +1,31 @@
 """Ranks the classes of an output on the device that has computed it, by a session of its own.
 
-Its graph has ONNX's operator TopK, which gives equal values in the order of their indices
-(https://onnx.ai/onnx/operators/onnx__TopK.html). Beside the best classes it returns, for each row,
-whether all values are finite and, for logits, what their probabilities are relative to. The output
-never leaves the device then. Tested on the CPU provider; not run on a GPU yet.
+Its graph has ONNX's operator TopK (https://onnx.ai/onnx/operators/onnx__TopK.html). Beside the
+best classes it returns, for each row, whether all values are finite and, for logits, what their
+probabilities are relative to. The output itself stays on the device. Tested on the CPU provider;
+not run on a GPU yet.
+
+TopK is to give equal values in the order of their indices, but some of the CUDA provider's kernels
+do not (onnxruntime's topk_impl.cuh: those of the last value are taken by thread). So one value more
+is asked for, which says whether the last one has equals that are left out, and what comes back is
+put in order.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_protos.wire_format import VARINT, length_delimited, varint
 from neurona_server.batching.ranking import RankedRows
+from neurona_server.batching.request import Inputs
 from neurona_server.errors import LoadError
 from neurona_server.models.onnx.runtime import CPU, Provider
+
+log = logging.getLogger(__name__)
 
 _ELEMENT_TYPES = {DataType.DATA_TYPE_FLOAT: 1, DataType.DATA_TYPE_FLOAT16: 10}
 """ONNX's numbers (TensorProto.DataType) of the dtypes that can be ranked."""
@@ -29,15 +39,27 @@ _ERRORS = 3  # log_severity_level
 
 
 class ClassRanker:
-    """Ranks the rows of outputs of one dtype."""
+    """Runs a model so that one of its outputs is ranked on the device.
+
+    Attributes:
+        failed: Whether ranking has failed once: it is not tried again.
+    """
 
     def __init__(
-        self, dtype: DataType, provider: Provider, device_type: str, number: int, *, logits: bool
+        self,
+        index: int,
+        dtype: DataType,
+        provider: Provider,
+        device_type: str,
+        number: int,
+        *,
+        logits: bool,
     ) -> None:
-        """Load the graph.
+        """Load the graph that ranks.
 
         Args:
-            dtype: Of the outputs, one of RANKED_TYPES.
+            index: Of the output, of shape (rows, classes).
+            dtype: Of the output, one of RANKED_TYPES.
             provider: Of the device, with its options.
             device_type: ONNX Runtime's name of the device's memory, as "cuda".
             number: Of the device.
@@ -57,8 +79,52 @@ class ClassRanker:
         if self._session.get_providers()[0] != name:
             raise LoadError(f"the ranking of classes runs without {name}")
         self._logits = logits
-        self.device_type = device_type
-        self.number = number
+        self._dtype = NUMPY_DTYPES[dtype]
+        self._index = index
+        self._device_type = device_type
+        self._number = number
+        self.failed = False
+
+    def run(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Inputs,
+        options: onnxruntime.RunOptions,
+        count: int,
+    ) -> list[Any]:
+        """Run a session whose tensors all are numpy arrays, and return its outputs.
+
+        Args:
+            session: The model's session.
+            inputs: Its inputs.
+            options: ONNX Runtime's, of its run.
+            count: How many of the best classes of each row are wanted.
+
+        Returns:
+            The outputs in the graph's order, RankedRows for the ranked one; its whole array where
+            `rank` returns None or fails.
+        """
+        io = session.io_binding()
+        for name, array in inputs.items():
+            io.bind_cpu_input(name, np.ascontiguousarray(array))
+        for index, node in enumerate(session.get_outputs()):
+            if index == self._index:
+                io.bind_output(node.name, self._device_type, self._number)
+            else:
+                io.bind_output(node.name, "cpu")
+        session.run_with_iobinding(io, options)
+        values = io.get_outputs()
+        outputs: list[Any] = [
+            None if index == self._index else value.numpy() for index, value in enumerate(values)
+        ]
+        try:
+            outputs[self._index] = self.rank(values[self._index], count)
+        except Exception as error:  # ONNX Runtime raises a class of its own for each status
+            self.failed = True
+            log.warning("classes are ranked on the host from now on: %s", error)
+        if outputs[self._index] is None:
+            outputs[self._index] = values[self._index].numpy()
+        return outputs
 
     def rank(self, output: onnxruntime.OrtValue, count: int) -> RankedRows | None:
         """Rank the rows of an output on the device.
@@ -68,24 +134,26 @@ class ClassRanker:
             count: How many of the best classes of each row are wanted.
 
         Returns:
-            None if some value is NaN or infinite.
+            None if only the whole output can tell: some value is NaN or infinite, or more values
+            equal the last one than are wanted.
         """
         class_count = output.shape()[1]
         io = self._session.io_binding()
         io.bind_ortvalue_input("values", output)
-        io.bind_cpu_input("count", np.array([min(count, class_count)], np.int64))
+        io.bind_cpu_input("count", np.array([min(count + 1, class_count)], np.int64))
         names = ["best", "indices", "check", *(["total"] if self._logits else [])]
         for name in names:
             io.bind_output(name, "cpu")
         self._session.run_with_iobinding(io)
-        best, indices, check, *totals = [value.numpy() for value in io.get_outputs()]
+        values, indices, check, *totals = [value.numpy() for value in io.get_outputs()]
         if not np.isfinite(check).all():
             return None
-        dtype = np.float16 if output.element_type() == _ELEMENT_TYPES[_HALF] else np.float32
-        return RankedRows(indices, best.astype(dtype, copy=False), class_count, *totals)
-
-
-_HALF = DataType.DATA_TYPE_FLOAT16
+        if count < class_count and (values[:, count - 1] == values[:, count]).any():
+            return None
+        order = np.lexsort((indices, -values))[:, :count]
+        indices = np.take_along_axis(indices, order, axis=1)
+        values = np.take_along_axis(values, order, axis=1)
+        return RankedRows(indices, values.astype(self._dtype, copy=False), class_count, *totals)
 
 
 def _graph(element_type: int, *, logits: bool) -> bytes:
