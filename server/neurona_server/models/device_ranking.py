@@ -193,9 +193,9 @@ def _agree(values: Array, ranked: RankedRows) -> bool:
     """Return whether the best values of two runs are the same, as far as these round equally."""
     count = ranked.values.shape[1]
     expected = np.take_along_axis(values, rank_rows(-values, count), axis=1)
-    chosen = np.take_along_axis(values, ranked.indices, axis=1)
+    at_indices = np.take_along_axis(values, ranked.indices, axis=1)
     bound = TOLERANCE * max(1e-30, float(np.abs(values).max()))
     return all(
         bool((np.abs(one.astype(np.float32) - ranked.values) <= bound).all())
-        for one in (expected, chosen)
+        for one in (expected, at_indices)
     )
