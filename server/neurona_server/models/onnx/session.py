@@ -1,4 +1,7 @@
-"""A session: one model file loaded in ONNX Runtime, and its runs."""
+"""A session: one model file loaded in ONNX Runtime, and its runs.
+
+It is one file since all ways to run a session share its state and its rules for errors.
+"""
 
 import logging
 import re
