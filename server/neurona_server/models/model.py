@@ -12,6 +12,7 @@ from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import ConfigError, LoadError, UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
+from neurona_server.models.device_ranking import find_ranking
 from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
@@ -133,6 +134,7 @@ class Model:
         runs = [recorder.wrap(_cancellable_run(new_run, cancellation)) for _, new_run in new_runs]
         self.provider = session.provider
         self.devices = tuple(dict.fromkeys(one.device for one in self.sessions))
+        self.instances = options.instances  # on each device
         self.placement = session.placement
         self.signature = _signature(str(source), session, self.settings, reshapes["input"], runs[0])
         batched = self.signature.batched
@@ -149,6 +151,7 @@ class Model:
             watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
+        self.batcher.free_memory = session.free_device_memory
         inputs = self.signature.inputs
         started = time.monotonic()
         if not all(warm_up(inputs, run, self.batcher) for run in runs):
@@ -173,6 +176,15 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
+        if not any(reshapes.values()):
+            self.batcher.ranking = find_ranking(
+                str(source),
+                self.sessions,
+                self.signature,
+                answer,
+                self.batcher.cost_model.batch_sizes,
+                cancellation,
+            )
         all_inputs = [*inputs, *self.signature.optional]
         lengths = _find_lengths(source, all_inputs)
         bounds = find_input_bounds(self.metadata, all_inputs, lengths, reshapes["input"])
@@ -200,7 +212,7 @@ class Model:
         except ConfigError as error:
             raise LoadError(str(error)) from error
         for device in devices:
-            for _ in range(options.instances):
+            for _ in range(options.instances_by_gpu.get(device.number, options.instances)):
                 if load(device).device != device:  # but the CPU
                     break
         placed = [session for session in self.sessions if session.device in devices]

@@ -1,7 +1,11 @@
-"""A session: one model file loaded in ONNX Runtime, and its runs."""
+"""A session: one model file loaded in ONNX Runtime, and its runs.
+
+It is one file since all ways to run a session share its state and its rules for errors.
+"""
 
 import logging
 import re
+import threading
 import time
 import weakref
 from collections import Counter
@@ -17,8 +21,11 @@ from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import byte_strings, loading, runtime
+from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
+from neurona_server.models.onnx.class_ranker import ClassRanker
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
+from neurona_server.models.onnx.engine_cache import EngineFolder
+from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
@@ -49,6 +56,10 @@ _NO_ARENA = "Did not find an arena"
 _WRONG_LENGTHS = re.compile(
     r"Invalid value/s in sequence_lens\..*|Invalid sequence length: -?\d+\. Value must be .*"
 )
+
+
+_open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+_open_sessions_lock = threading.Lock()
 
 
 class ArenaShrinker:
@@ -132,9 +143,10 @@ class Session:
         """
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
+        self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session, outline = loading.load(
+        session, outline, problem, self._engines = loading.load(
             path, options, threads, cancellation or LoadCancellation(), device.number
         )
         self._session: onnxruntime.InferenceSession | None = session
@@ -143,9 +155,13 @@ class Session:
         self.properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.provider: str = session.get_providers()[0]
         self.device = device if self.provider in runtime.CUDA_PROVIDERS else CPU_DEVICE
+        if self.device.kind != "cpu":
+            self._give_up_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
         self.placement = _placement(session)
-        self.degraded = _explain_degraded(options, self.provider, self.placement)
+        self.degraded = _explain_degraded(
+            options, self.provider, self.placement, problem, device.number
+        )
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
         unknown = outline.without_shape
@@ -170,9 +186,12 @@ class Session:
             if spec.dtype == DataType.DATA_TYPE_BFLOAT16
         }
         self.class_labels: dict[str, tuple[str, ...]] = {}
+        self._ranker: ClassRanker | None = None
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
         self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
+        with _open_sessions_lock:
+            _open_sessions.add(self)
 
     def run(self, inputs: Inputs) -> Outputs:
         """Return all outputs in the graph's order. Releases the GIL; any thread may call it."""
@@ -186,10 +205,37 @@ class Session:
         """Return, for each slot, what makes its runs; on a GPU one at a time may go on in each."""
         return [self.new_run] * self.slots
 
-    def run_with_options(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
-        """Run as `run` does, with options of ONNX Runtime.
+    def open_ranker(self, index: int, *, logits: bool) -> None:
+        """Make runs able to rank the output at an index on the device.
 
         Raises:
+            LoadError: The device does not.
+            Exception: What ONNX Runtime raises.
+        """
+        number, spec = self.device.number, self.outputs[index]
+        provider: runtime.Provider = CPU
+        if self.device.kind != "cpu":
+            options = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
+            provider = (runtime.CUDA, options)
+        self._ranker = ClassRanker(
+            index, spec.dtype, provider, self.device.kind, number, logits=logits
+        )
+
+    def close_ranker(self) -> None:
+        """Undo what `open_ranker` did."""
+        self._ranker = None
+
+    def run_with_options(
+        self, inputs: Inputs, options: onnxruntime.RunOptions, ranked_count: int = 0
+    ) -> Outputs:
+        """Run as `run` does, with options of ONNX Runtime.
+
+        With a `ranked_count`, the output that `open_ranker` was called for may be RankedRows with
+        so many classes.
+
+        Raises:
+            DeviceMemoryError: The device has too little memory for the run.
+            DeviceLostError: The device does not work any more.
             InvalidArgumentError: The model has recurrent nodes, and an input no values or
                 impossible lengths.
             UnavailableError: The session is closed.
@@ -203,7 +249,7 @@ class Session:
             options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
         self._runs_in_flight.append(None)
         try:
-            outputs = self._run(session, inputs, options)
+            outputs = self._run(session, inputs, options, ranked_count)
         except Exception as error:
             if problem := _WRONG_LENGTHS.search(str(error)):
                 raise InvalidArgumentError(
@@ -211,10 +257,12 @@ class Session:
                 ) from error
             # Raised before the run, by providers without an arena.
             if _NO_ARENA not in str(error):
+                if failure := run_failures.device_failure(error, self.device.label):
+                    raise failure from error
                 raise
             self._shrinker.stop()
             options.add_run_config_entry(_SHRINK_ARENAS, "")
-            outputs = self._run(session, inputs, options)
+            outputs = self._run(session, inputs, options, ranked_count)
         finally:
             self._runs_in_flight.pop()
         for index, name in self._zipmaps.items():
@@ -229,8 +277,20 @@ class Session:
         Returns:
             Whether memory may have been returned.
         """
+        if self._session is None or not self._shrinker.is_due(running=bool(self._runs_in_flight)):
+            return False
+        return self.free_memory()
+
+    def free_memory(self) -> bool:
+        """Return unused memory of the arena to the system now. Any thread may call it.
+
+        Runs that are in flight wait with their allocations meanwhile.
+
+        Returns:
+            Whether memory may have been returned.
+        """
         session = self._session
-        if session is None or not self._shrinker.is_due(running=bool(self._runs_in_flight)):
+        if session is None:
             return False
         # ONNX Runtime shrinks arenas at the end of a run only. A run that is terminated before it
         # begins ends at once, whatever the model and its inputs are.
@@ -246,15 +306,32 @@ class Session:
                 return False
         return True
 
+    def free_device_memory(self) -> None:
+        """Return unused memory of the arenas of all models on this session's device."""
+        with _open_sessions_lock:
+            sessions = [one for one in _open_sessions if one.device == self.device]
+        for session in sessions:
+            session.free_memory()
+        trim_heap()
+
     def close(self) -> None:
         """Free the model; may be called again.
 
         A run that is in flight completes, and its memory is freed after it.
         """
-        self._session = None
+        self._session = self._ranker = None
+        self._give_up_threads()
+        self.keep_engines()
+        trim_heap()
+
+    def keep_engines(self) -> None:
+        """Keep what the provider has compiled in the runs so far for later loads."""
+        if self._engines is not None:
+            self._engines.seal()
+
+    def _give_up_threads(self) -> None:
         if self._release_threads is not None:
             self._release_threads()
-        trim_heap()
 
     def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()
@@ -278,7 +355,10 @@ class Session:
         session: onnxruntime.InferenceSession,
         inputs: Inputs,
         options: onnxruntime.RunOptions,
+        ranked_count: int = 0,
     ) -> list[Any]:
+        if ranked_count and (ranker := self._ranker) is not None and not ranker.failed:
+            return ranker.run(session, inputs, options, ranked_count)
         if self._bfloat16:
             return self._run_with_values(session, inputs, options)
         try:
@@ -357,6 +437,7 @@ class SessionRun:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._ranked_count = 0
         self._options = onnxruntime.RunOptions()
         # Errors are raised, with the same text; logging each would let callers flood the log.
         self._options.log_severity_level = _FATAL
@@ -368,8 +449,12 @@ class SessionRun:
     def terminate(self) -> None:
         self._options.terminate = True
 
+    def rank(self, count: int) -> None:
+        """See `RankingRun.rank`."""
+        self._ranked_count = count
+
     def _run(self, inputs: Inputs) -> Outputs:
-        return self._session.run_with_options(inputs, self._options)
+        return self._session.run_with_options(inputs, self._options, self._ranked_count)
 
 
 def _check_not_empty(inputs: Inputs) -> None:
@@ -406,13 +491,27 @@ def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
     return dict(nodes)
 
 
-def _explain_degraded(options: RuntimeOptions, provider: str, placement: dict[str, int]) -> str:
+def _explain_degraded(
+    options: RuntimeOptions, provider: str, placement: dict[str, int], problem: str, device: int
+) -> str:
+    """Return why a model does not run where it should, "" if it does.
+
+    Args:
+        options: Its options.
+        provider: The provider that runs it.
+        placement: Number of nodes by provider.
+        problem: Why the first of its providers does not run it, if that was tried.
+        device: Number of the CUDA device that it was to run on.
+    """
+    wanted = options.providers[0]
+    on_cpu = provider == CPU and runtime.needs_gpu([wanted])
+    missing = runtime.missing_gpu_reason(options, device) if on_cpu else ""
     return runtime.explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
-        runtime.missing_gpu_reason(),
-        options.gpu_expected or options.require_gpu or runtime.has_cuda_driver(),
+        missing or problem,
+        options.gpu_expected or options.require_gpu or has_cuda_driver(),
     )
 
 
