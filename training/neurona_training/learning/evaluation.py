@@ -100,8 +100,9 @@ def measure_predictions(predictions: NDArray[Any], data: Dataset) -> dict[str, f
     Returns:
         test_rmse of a regression in `Dataset.error_unit`, and with bounds interval_coverage, the
         fraction of the true values that are within them, and interval_width, their mean distance.
-        Of a classification: test_accuracy, test_ece, test_nll, test_balanced_accuracy if the largest
-        class has more than twice the rows of the smallest, and test_auc if every class has a row.
+        Of a classification: test_accuracy, test_ece, test_nll, test_balanced_accuracy if the
+        largest class has more than twice the rows of the smallest, and test_auc if every class has
+        a row.
     """
     targets = data.test.targets
     if not data.is_classification:
