@@ -1,4 +1,7 @@
-"""A session: one model file loaded in ONNX Runtime, and its runs."""
+"""A session: one model file loaded in ONNX Runtime, and its runs.
+
+It is one file since all ways to run a session share its state and its rules for errors.
+"""
 
 import logging
 import re
@@ -19,7 +22,9 @@ from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
+from neurona_server.models.onnx.class_ranker import ClassRanker
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
+from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
@@ -138,9 +143,10 @@ class Session:
         """
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
+        self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session, outline, no_gpu = loading.load(
+        session, outline, problem, self._engines = loading.load(
             path, options, threads, cancellation or LoadCancellation(), device.number
         )
         self._session: onnxruntime.InferenceSession | None = session
@@ -149,10 +155,12 @@ class Session:
         self.properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.provider: str = session.get_providers()[0]
         self.device = device if self.provider in runtime.CUDA_PROVIDERS else CPU_DEVICE
+        if self.device.kind != "cpu":
+            self._give_up_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
         self.placement = _placement(session)
         self.degraded = _explain_degraded(
-            options, self.provider, self.placement, no_gpu, device.number
+            options, self.provider, self.placement, problem, device.number
         )
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
@@ -178,6 +186,7 @@ class Session:
             if spec.dtype == DataType.DATA_TYPE_BFLOAT16
         }
         self.class_labels: dict[str, tuple[str, ...]] = {}
+        self._ranker: ClassRanker | None = None
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
         self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
@@ -196,8 +205,33 @@ class Session:
         """Return, for each slot, what makes its runs; on a GPU one at a time may go on in each."""
         return [self.new_run] * self.slots
 
-    def run_with_options(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
+    def open_ranker(self, index: int, *, logits: bool) -> None:
+        """Make runs able to rank the output at an index on the device.
+
+        Raises:
+            LoadError: The device does not.
+            Exception: What ONNX Runtime raises.
+        """
+        number, spec = self.device.number, self.outputs[index]
+        provider: runtime.Provider = CPU
+        if self.device.kind != "cpu":
+            options = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
+            provider = (runtime.CUDA, options)
+        self._ranker = ClassRanker(
+            index, spec.dtype, provider, self.device.kind, number, logits=logits
+        )
+
+    def close_ranker(self) -> None:
+        """Undo what `open_ranker` did."""
+        self._ranker = None
+
+    def run_with_options(
+        self, inputs: Inputs, options: onnxruntime.RunOptions, ranked_count: int = 0
+    ) -> Outputs:
         """Run as `run` does, with options of ONNX Runtime.
+
+        With a `ranked_count`, the output that `open_ranker` was called for may be RankedRows with
+        so many classes.
 
         Raises:
             DeviceMemoryError: The device has too little memory for the run.
@@ -215,7 +249,7 @@ class Session:
             options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
         self._runs_in_flight.append(None)
         try:
-            outputs = self._run(session, inputs, options)
+            outputs = self._run(session, inputs, options, ranked_count)
         except Exception as error:
             if problem := _WRONG_LENGTHS.search(str(error)):
                 raise InvalidArgumentError(
@@ -228,7 +262,7 @@ class Session:
                 raise
             self._shrinker.stop()
             options.add_run_config_entry(_SHRINK_ARENAS, "")
-            outputs = self._run(session, inputs, options)
+            outputs = self._run(session, inputs, options, ranked_count)
         finally:
             self._runs_in_flight.pop()
         for index, name in self._zipmaps.items():
@@ -285,10 +319,19 @@ class Session:
 
         A run that is in flight completes, and its memory is freed after it.
         """
-        self._session = None
+        self._session = self._ranker = None
+        self._give_up_threads()
+        self.keep_engines()
+        trim_heap()
+
+    def keep_engines(self) -> None:
+        """Keep what the provider has compiled in the runs so far for later loads."""
+        if self._engines is not None:
+            self._engines.seal()
+
+    def _give_up_threads(self) -> None:
         if self._release_threads is not None:
             self._release_threads()
-        trim_heap()
 
     def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()
@@ -312,7 +355,10 @@ class Session:
         session: onnxruntime.InferenceSession,
         inputs: Inputs,
         options: onnxruntime.RunOptions,
+        ranked_count: int = 0,
     ) -> list[Any]:
+        if ranked_count and (ranker := self._ranker) is not None and not ranker.failed:
+            return ranker.run(session, inputs, options, ranked_count)
         if self._bfloat16:
             return self._run_with_values(session, inputs, options)
         try:
@@ -391,6 +437,7 @@ class SessionRun:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._ranked_count = 0
         self._options = onnxruntime.RunOptions()
         # Errors are raised, with the same text; logging each would let callers flood the log.
         self._options.log_severity_level = _FATAL
@@ -402,8 +449,12 @@ class SessionRun:
     def terminate(self) -> None:
         self._options.terminate = True
 
+    def rank(self, count: int) -> None:
+        """See `RankingRun.rank`."""
+        self._ranked_count = count
+
     def _run(self, inputs: Inputs) -> Outputs:
-        return self._session.run_with_options(inputs, self._options)
+        return self._session.run_with_options(inputs, self._options, self._ranked_count)
 
 
 def _check_not_empty(inputs: Inputs) -> None:
@@ -441,7 +492,7 @@ def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
 
 
 def _explain_degraded(
-    options: RuntimeOptions, provider: str, placement: dict[str, int], no_gpu: str, device: int
+    options: RuntimeOptions, provider: str, placement: dict[str, int], problem: str, device: int
 ) -> str:
     """Return why a model does not run where it should, "" if it does.
 
@@ -449,7 +500,7 @@ def _explain_degraded(
         options: Its options.
         provider: The provider that runs it.
         placement: Number of nodes by provider.
-        no_gpu: Why it could not be loaded on a GPU, if that was tried.
+        problem: Why the first of its providers does not run it, if that was tried.
         device: Number of the CUDA device that it was to run on.
     """
     wanted = options.providers[0]
@@ -459,7 +510,7 @@ def _explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
-        missing or (no_gpu and f"{wanted} could not load it: {no_gpu}"),
+        missing or problem,
         options.gpu_expected or options.require_gpu or has_cuda_driver(),
     )
 
