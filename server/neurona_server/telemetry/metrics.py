@@ -315,6 +315,18 @@ class Metrics:
             if self._reference_counts[name, version] > 0:
                 self.shadows.labels(name, version, outcome).inc()
 
+    def record_device_use(
+        self, name: str, version: str, device: str, batches: int, seconds: float
+    ) -> None:
+        """Count batches of a version on a GPU, unless it was released; see `record_shadow`.
+
+        A run that was abandoned on a device that is lost may end after that.
+        """
+        with self._versions_lock:
+            if self._reference_counts[name, version] > 0:
+                self.devices.runs.labels(name, version, device).inc(batches)
+                self.devices.seconds.labels(name, version, device).inc(seconds)
+
     def watch_versions(self, list_versions: Callable[[], Iterable[VersionInfo]]) -> None:
         """Add the state of every version, read at each scrape."""
         self.registry.register(VersionStateCollector(list_versions))
@@ -445,8 +457,7 @@ class ModelMetrics:
 
     def record_device_use(self, device: str, batches: int, seconds: float) -> None:
         """Count batches that ran on a GPU one after the other, and their seconds together."""
-        self._metrics.devices.runs.labels(*self._labels, device).inc(batches)
-        self._metrics.devices.seconds.labels(*self._labels, device).inc(seconds)
+        self._metrics.record_device_use(*self._labels, device, batches, seconds)
 
     def record_shadow(self, outcome: str) -> None:
         """Count one request copied to this version as a shadow."""

@@ -14,6 +14,7 @@ def test_runs_are_counted_by_device_until_the_version_ends():
     assert registry.get_sample_value("neurona_device_runs_total", labels) == 4
     assert registry.get_sample_value("neurona_device_run_seconds_total", labels) == 0.75
     model.release()
+    model.record_device_use("cuda:0", 1, 0.25)  # an abandoned run that has ended
     assert registry.get_sample_value("neurona_device_runs_total", labels) is None
 
 
