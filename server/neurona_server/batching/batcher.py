@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import (
@@ -28,6 +28,7 @@ from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
+from neurona_server.batching.ranking import DeviceRanking, RankingRun
 from neurona_server.batching.request import Inputs, Outputs, Request, ResponseOrder
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import (
@@ -128,6 +129,8 @@ class Batcher:
         the number of their first row, too."""
         self.answer_bounds: AnswerCheck | None = None
         """Checks that outputs are an answer."""
+        self.ranking: DeviceRanking | None = None
+        """When a device ranks the classes of the answer."""
         self.free_memory: Callable[[], object] = lambda: None
         """Returns what arenas hold without need, after a run has found too little memory."""
         self._watchdog = watchdog or RunWatchdog()
@@ -551,6 +554,8 @@ class Batcher:
         inputs = join_inputs(requests, padded)
         if self.check_inputs is not None:
             self.check_inputs(inputs, requests[0].first_row)
+        if self.ranking is not None and (count := self.ranking.count_for(requests, padded)):
+            cast(RankingRun, run).rank(count)
         run_started = self._clock()
         run_outputs = run(inputs)
         run_finished = self._clock()

@@ -1,4 +1,7 @@
-"""A session: one model file loaded in ONNX Runtime, and its runs."""
+"""A session: one model file loaded in ONNX Runtime, and its runs.
+
+It is one file since all ways to run a session share its state and its rules for errors.
+"""
 
 import logging
 import re
@@ -19,6 +22,7 @@ from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
+from neurona_server.models.onnx.class_ranker import ClassRanker
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.gpu_facts import has_cuda_driver
@@ -182,6 +186,7 @@ class Session:
             if spec.dtype == DataType.DATA_TYPE_BFLOAT16
         }
         self.class_labels: dict[str, tuple[str, ...]] = {}
+        self._ranker: ClassRanker | None = None
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
         self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
@@ -200,8 +205,33 @@ class Session:
         """Return, for each slot, what makes its runs; on a GPU one at a time may go on in each."""
         return [self.new_run] * self.slots
 
-    def run_with_options(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
+    def open_ranker(self, index: int, *, logits: bool) -> None:
+        """Make runs able to rank the output at an index on the device.
+
+        Raises:
+            LoadError: The device does not.
+            Exception: What ONNX Runtime raises.
+        """
+        number, spec = self.device.number, self.outputs[index]
+        provider: runtime.Provider = CPU
+        if self.device.kind != "cpu":
+            options = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
+            provider = (runtime.CUDA, options)
+        self._ranker = ClassRanker(
+            index, spec.dtype, provider, self.device.kind, number, logits=logits
+        )
+
+    def close_ranker(self) -> None:
+        """Undo what `open_ranker` did."""
+        self._ranker = None
+
+    def run_with_options(
+        self, inputs: Inputs, options: onnxruntime.RunOptions, ranked_count: int = 0
+    ) -> Outputs:
         """Run as `run` does, with options of ONNX Runtime.
+
+        With a `ranked_count`, the output that `open_ranker` was called for may be RankedRows with
+        so many classes.
 
         Raises:
             DeviceMemoryError: The device has too little memory for the run.
@@ -219,7 +249,7 @@ class Session:
             options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
         self._runs_in_flight.append(None)
         try:
-            outputs = self._run(session, inputs, options)
+            outputs = self._run(session, inputs, options, ranked_count)
         except Exception as error:
             if problem := _WRONG_LENGTHS.search(str(error)):
                 raise InvalidArgumentError(
@@ -232,7 +262,7 @@ class Session:
                 raise
             self._shrinker.stop()
             options.add_run_config_entry(_SHRINK_ARENAS, "")
-            outputs = self._run(session, inputs, options)
+            outputs = self._run(session, inputs, options, ranked_count)
         finally:
             self._runs_in_flight.pop()
         for index, name in self._zipmaps.items():
@@ -289,7 +319,7 @@ class Session:
 
         A run that is in flight completes, and its memory is freed after it.
         """
-        self._session = None
+        self._session = self._ranker = None
         self._give_up_threads()
         self.keep_engines()
         trim_heap()
@@ -325,7 +355,10 @@ class Session:
         session: onnxruntime.InferenceSession,
         inputs: Inputs,
         options: onnxruntime.RunOptions,
+        ranked_count: int = 0,
     ) -> list[Any]:
+        if ranked_count and (ranker := self._ranker) is not None and not ranker.failed:
+            return ranker.run(session, inputs, options, ranked_count)
         if self._bfloat16:
             return self._run_with_values(session, inputs, options)
         try:
@@ -404,6 +437,7 @@ class SessionRun:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._ranked_count = 0
         self._options = onnxruntime.RunOptions()
         # Errors are raised, with the same text; logging each would let callers flood the log.
         self._options.log_severity_level = _FATAL
@@ -415,8 +449,12 @@ class SessionRun:
     def terminate(self) -> None:
         self._options.terminate = True
 
+    def rank(self, count: int) -> None:
+        """See `RankingRun.rank`."""
+        self._ranked_count = count
+
     def _run(self, inputs: Inputs) -> Outputs:
-        return self._session.run_with_options(inputs, self._options)
+        return self._session.run_with_options(inputs, self._options, self._ranked_count)
 
 
 def _check_not_empty(inputs: Inputs) -> None:
