@@ -279,9 +279,7 @@ class _Loader:
             given = None
         with self._cancellation.interrupting(lambda: set_flag(True)):
             # With its fallback, it would print what went wrong and try other providers.
-            return onnxruntime.InferenceSession(
-                model, settings, providers=given, enable_fallback=0
-            )
+            return onnxruntime.InferenceSession(model, settings, providers=given, enable_fallback=0)
 
     def _settings(self) -> onnxruntime.SessionOptions:
         options = self._options

@@ -223,8 +223,25 @@ def needs_gpu(names: Sequence[str]) -> bool:
     return any(name in _NEED_CUDA for name in names)
 
 
+SHAPE_OPERATORS = frozenset(
+    {
+        *("Add", "And", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Div"),
+        *("Equal", "Expand", "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min"),
+        *("Mod", "Mul", "Not", "Or", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice"),
+        *("Split", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    }
+)
+"""Operators that compute sizes from sizes: ONNX Runtime runs those on the CPU on purpose, where
+their few numbers are needed (GetCpuPreferredNodes in fallback_cpu_capability.cc)."""
+
+
 def explain_degraded(
-    names: Sequence[str], provider: str, placement: Mapping[str, int], missing: str, expected: bool
+    names: Sequence[str],
+    provider: str,
+    placement: Mapping[str, int],
+    missing: str,
+    expected: bool,
+    cpu_operators: Sequence[str] = (),
 ) -> str:
     """Return why a model does not run where it should, "" if it does.
 
@@ -234,6 +251,7 @@ def explain_degraded(
         placement: Number of nodes by short name of the provider that runs them.
         missing: Why no GPU can be used, or "".
         expected: Whether a GPU was asked for, or exists.
+        cpu_operators: The operators of the nodes that run on the CPU, if they are known.
     """
     if not names or names[0] == "cpu":
         return ""
@@ -242,9 +260,15 @@ def explain_degraded(
         return f"runs on the CPU: {reason}" if expected else ""
     if provider != names[0]:
         return f"runs on {provider}: {missing or f'{names[0]} could not be started'}"
-    if on_cpu := placement.get("cpu", 0):
-        return f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
-    return ""
+    on_cpu = placement.get("cpu", 0)
+    operators = sorted({*cpu_operators} - SHAPE_OPERATORS)
+    if not on_cpu or (cpu_operators and not operators):
+        return ""
+    shown = f" ({', '.join(operators[:5])}{', ...' if len(operators) > 5 else ''})"
+    return (
+        f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
+        f"{shown if operators else ''}"
+    )
 
 
 class ThreadBudget:
