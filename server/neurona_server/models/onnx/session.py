@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ import onnxruntime
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
-from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
+from neurona_server.errors import (
+    DeviceLostError,
+    InvalidArgumentError,
+    LoadError,
+    NeuronaError,
+    UnavailableError,
+)
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
 from neurona_server.models.onnx.class_ranker import ClassRanker
+from neurona_server.models.onnx.device_probe import probe_device
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.gpu_facts import has_cuda_driver
@@ -60,6 +68,9 @@ _WRONG_LENGTHS = re.compile(
 
 _open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 _open_sessions_lock = threading.Lock()
+
+_abandoned_sessions: list[tuple["Session", onnxruntime.InferenceSession]] = []
+"""Those of lost devices, which are kept until the process ends."""
 
 
 class ArenaShrinker:
@@ -143,6 +154,7 @@ class Session:
         """
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
+        self._lost_error: DeviceLostError | None = None
         self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
@@ -240,7 +252,7 @@ class Session:
         """
         session = self._session
         if session is None:
-            raise UnavailableError("the model has been unloaded")
+            raise self._lost_error or UnavailableError("the model has been unloaded")
         if self._recurrent:
             _check_not_empty(inputs)
         if self._shrinker.is_due_in_run():
@@ -255,7 +267,7 @@ class Session:
                 ) from error
             # Raised before the run, by providers without an arena.
             if _NO_ARENA not in str(error):
-                if failure := run_failures.device_failure(error, self.device.label):
+                if failure := self._device_failure(error):
                     raise failure from error
                 raise
             self._shrinker.stop()
@@ -317,7 +329,7 @@ class Session:
 
         A run that is in flight completes, and its memory is freed after it.
         """
-        self._session = self._ranker = None
+        self._session = self._ranker = None  # unless it was abandoned
         self._give_up_threads()
         self.keep_engines()
         trim_heap()
@@ -330,6 +342,26 @@ class Session:
     def _give_up_threads(self) -> None:
         if self._release_threads is not None:
             self._release_threads()
+
+    def abandon(self, error: DeviceLostError) -> None:
+        """Never use or free the session again, whose device is lost; runs raise `error`.
+
+        ONNX Runtime's destructors call CUDA, which may hang or end the process after such an error.
+        """
+        if self._session is None:
+            return
+        _abandoned_sessions.append((self, self._session))
+        self._lost_error = error
+        self._session = None
+
+    def _device_failure(self, error: Exception) -> NeuronaError | None:
+        """Return the error of a run that failed because of the device, else None."""
+        device = self.device
+        if device.kind == "cuda":
+            return run_failures.device_failure(error, device.label, partial(probe_device, device))
+        if self.provider == CPU:
+            return run_failures.memory_failure(error, device.label)
+        return run_failures.device_failure(error, runtime.short_name(self.provider))
 
     def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()
@@ -428,6 +460,19 @@ class Session:
         if spec.dtype == DataType.DATA_TYPE_STRING and byte_strings.can_read_strings():
             return byte_strings.value_to_strings(value)
         return np.asarray(value.numpy())
+
+
+def abandon_sessions(device: str, error: DeviceLostError) -> bool:
+    """Abandon all open sessions on a device that is lost, by its label, as `Session.abandon` does.
+
+    Returns:
+        Whether there were any.
+    """
+    with _open_sessions_lock:
+        sessions = [session for session in _open_sessions if session.device.label == device]
+    for session in sessions:
+        session.abandon(error)
+    return bool(sessions)
 
 
 class SessionRun:
