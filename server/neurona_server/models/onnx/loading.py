@@ -17,7 +17,7 @@ import onnxruntime
 
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import graph_cache, runtime
+from neurona_server.models.onnx import graph_cache, plugin_providers, runtime
 from neurona_server.models.onnx.compiling import find_compiler
 from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.external_data import (
@@ -269,11 +269,17 @@ class _Loader:
             settings.intra_op_num_threads = self._options.gpu_threads
         # onnxruntime 1.24 and later.
         set_flag = getattr(settings, "set_load_cancellation_flag", lambda _: None)
+        given: list[Provider] | None = providers
+        if any(plugin_providers.is_plugin(runtime.full_name(one)) for one in providers):
+            for one in providers:
+                if one != CPU:  # which every session has
+                    plugin_providers.add_provider(
+                        settings, runtime.full_name(one), runtime.options_of(one)
+                    )
+            given = None
         with self._cancellation.interrupting(lambda: set_flag(True)):
             # With its fallback, it would print what went wrong and try other providers.
-            return onnxruntime.InferenceSession(
-                model, settings, providers=providers, enable_fallback=0
-            )
+            return onnxruntime.InferenceSession(model, settings, providers=given, enable_fallback=0)
 
     def _settings(self) -> onnxruntime.SessionOptions:
         options = self._options
