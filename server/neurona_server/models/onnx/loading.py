@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 MAX_REASON_LENGTH = 300
 """Characters of ONNX Runtime's messages that clients see."""
 
+# An error of CUDA or of a library of it, between C++ signatures and the name of the machine.
+_LIBRARY_FAILURE = re.compile(
+    r"(?:\S+\.(?:cc|cu|h):\d+ .*?)?\b([A-Z]+ failure \d+: [^;]*?) ; GPU=.*$"
+)
 _PREFIXES = (
     re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"^Load model from .+? failed: ?"),
@@ -107,6 +111,7 @@ def public_reason(error: Exception, path: Path) -> str:
     Clients that list models see it. `path` is that of the model.
     """
     text = str(error).strip().partition("\n")[0]
+    text = _LIBRARY_FAILURE.sub(r"\1", text)
     for prefix in _PREFIXES:
         text = prefix.sub("", text)
     # The model's folder first, since it may contain spaces, at which the pattern ends a path.

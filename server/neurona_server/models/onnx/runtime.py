@@ -191,7 +191,10 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
 
     Args:
         options: How models are run; None: the defaults.
-        device: Number of the CUDA device; None: any one.
+        device: Number of the CUDA device; None: any one of the options.
+
+    Raises:
+        ConfigError: The options name a device that there is not.
     """
     options = options or RuntimeOptions()
     available = onnxruntime.get_available_providers()
@@ -200,7 +203,19 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
         reason := explain_build(available, runtime_packages())
     ):
         return reason
-    return gpu_installation.CHECK.problem(device, needs_cudnn=_needs_cudnn(options))
+    needs_cudnn = _needs_cudnn(options)
+    if reason := gpu_installation.CHECK.problem(needs_cudnn=needs_cudnn):
+        return reason
+    if device is None:
+        numbers = [one.number for one in find_devices(options) if one.kind == "cuda"]
+    else:
+        numbers = [device]
+    reasons = []
+    for number in numbers:
+        if not (reason := gpu_installation.CHECK.problem(number, needs_cudnn=needs_cudnn)):
+            return ""
+        reasons.append(reason)
+    return reasons[0] if reasons else ""
 
 
 def report_gpu(options: RuntimeOptions) -> None:
