@@ -28,6 +28,7 @@ from neurona_server.models.onnx.external_data import (
     temporary_copy,
 )
 from neurona_server.models.onnx.model_file import GraphOutline, read_outline
+from neurona_server.models.onnx.provider_options import cuda_options
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,28 @@ def load(
         log.info("%s: %s", path, error)
         reason = public_reason(error, path)
         raise LoadError(f"ONNX Runtime cannot load it: {reason}") from error
+
+
+def load_with_cuda_graphs(
+    path: Path, options: RuntimeOptions, cancellation: LoadCancellation, device: int
+) -> onnxruntime.InferenceSession:
+    """Load the model at `path` once more, into a session that captures CUDA graphs.
+
+    Args:
+        path: The model's file.
+        options: How it is run.
+        cancellation: Ends the load early.
+        device: Number of the CUDA device.
+
+    Raises:
+        Exception: ONNX Runtime cannot make graphs of the model, as when it has control flow or
+            nodes that run on the CPU; or there is no memory left for it; or it is cancelled.
+    """
+    values = cuda_options(options.provider_options, device, options.gpu_memory_bytes, graphs=True)
+    loader = _Loader(path, read_outline(path), options, 1, cancellation)
+    session = loader.load([(runtime.CUDA, values), CPU])  # it allows nodes for shapes on the CPU
+    session.disable_fallback()
+    return session
 
 
 def public_reason(error: Exception, path: Path) -> str:
