@@ -480,6 +480,9 @@ int cuIpcOpenMemHandle_v2(uint64_t *address, IpcHandle handle, unsigned flags) {
     return code;
 }
 
+/* Only there so that ONNX Runtime's CUDA provider can be loaded. */
+int cuTensorMapEncodeTiled(void) { return 801; /* CUDA_ERROR_NOT_SUPPORTED */ }
+
 int cuMemcpyHtoD_v2(uint64_t target, const void *source, size_t size) {
     CHECK_CONTEXT("cuMemcpyHtoD");
     if (!inside(target, size))

@@ -3,6 +3,7 @@
 The file is alone since both `model` and the server's assembly need it, and not each other.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +22,10 @@ class ModelOptions:
     policy: BatchPolicy = field(default_factory=BatchPolicy)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     instances: int = 1
+    """Sessions on each device."""
     tracer: BatchTracerFactory | None = None
+    instances_by_gpu: Mapping[int, int] = field(default_factory=dict)
+    """Sessions on GPUs that have another number of them, by the number of the GPU."""
 
 
 def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
@@ -58,4 +62,6 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         runtime = replace(runtime, provider_options=merged)
     if settings.providers is not None:
         runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
-    return ModelOptions(policy, runtime, instances, options.tracer)
+    if settings.devices is not None:
+        runtime = replace(runtime, devices=settings.devices, gpu_expected=True)
+    return ModelOptions(policy, runtime, instances, options.tracer, settings.instances_by_gpu)

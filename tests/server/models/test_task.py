@@ -375,10 +375,13 @@ def test_options_of_one_model():
         instances=8,
         threads=9,
         providers=("cpu",),
+        devices="0,1",
+        instances_by_gpu={1: 9},
     )
     policy = BatchPolicy(3, 4, 5, 0.006, 0.007, inline=False, max_run_seconds=10)
+    runtime = RuntimeOptions(threads=9, providers=("cpu",), gpu_expected=True, devices="0,1")
     assert options_for(settings, options) == ModelOptions(
-        policy, RuntimeOptions(threads=9, providers=("cpu",), gpu_expected=True), 8
+        policy, runtime, 8, instances_by_gpu={1: 9}
     )
     off = ModelSettings(
         max_delay_ms=0, latency_objective_ms=0, inline="auto", max_run_seconds=0, threads=0

@@ -56,7 +56,7 @@ def load(
     threads: int,
     cancellation: LoadCancellation,
     device: int = 0,
-) -> tuple[onnxruntime.InferenceSession, GraphOutline]:
+) -> tuple[onnxruntime.InferenceSession, GraphOutline, str]:
     """Load the model at `path`, on the CPU if it cannot be loaded on a GPU.
 
     Args:
@@ -68,7 +68,7 @@ def load(
         device: Number of the CUDA device, for providers that use one.
 
     Returns:
-        The session, and the outline of the file.
+        The session, the outline of the file, and why it could not be loaded on a GPU, or "".
 
     Raises:
         LoadError: The file is not a model, ONNX Runtime cannot load it, or the load is cancelled.
@@ -81,13 +81,13 @@ def load(
     loader = _Loader(path, outline, options, threads, cancellation)
     try:
         try:
-            return loader.load(providers), outline
+            return loader.load(providers), outline, ""
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
             if isinstance(error, LoadError) or CPU not in providers or providers == [CPU]:
                 raise
             cancellation.raise_if_cancelled()
             log.warning("%s: cannot be loaded on a GPU: %s", path, error)
-            return loader.load([CPU]), outline
+            return loader.load([CPU]), outline, public_reason(error, path)
     except (LoadError, MemoryError):
         raise
     except Exception as error:
