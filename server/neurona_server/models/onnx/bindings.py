@@ -28,7 +28,14 @@ import numpy as np
 import onnxruntime
 
 from neurona_server.batching.request import Array, Inputs
-from neurona_server.models.onnx.cuda_driver import CudaDriver, CudaStream, DeviceMemory
+from neurona_server.models.onnx.cuda_driver import (
+    CudaDriver,
+    CudaDriverError,
+    CudaStream,
+    DeviceMemory,
+    load_driver,
+)
+from neurona_server.models.onnx.devices import Device
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +77,20 @@ class MemoryAllocator(Protocol):
     """Memory of a device, and memory of the host that it copies from and to.
 
     Attributes:
-        device_type: ONNX Runtime's name of the device, as "cuda".
+        device_type: ONNX Runtime's name of the kind of device, as "cuda".
+        memory_name: ONNX Runtime's name of the memory of such devices, as "Cuda".
         number: Of the device.
     """
 
     device_type: str
+    memory_name: str
     number: int
+
+    def prepare_thread(self) -> None:
+        """Prepare the calling thread for runs in the ordinary way; again does nothing."""
+
+    def free_bytes(self) -> int:
+        """Return the free memory of the device."""
 
     def allocate_host(self, nbytes: int) -> Array:
         """Return `nbytes` bytes of page-locked memory."""
@@ -90,10 +105,17 @@ class CudaMemory:
     """Memory of a CUDA device, by the driver."""
 
     device_type = "cuda"
+    memory_name = "Cuda"
 
     def __init__(self, driver: CudaDriver, number: int) -> None:
         self.number = number
         self._driver = driver
+
+    def prepare_thread(self) -> None:
+        self._driver.relax_capture_mode()
+
+    def free_bytes(self) -> int:
+        return self._driver.memory_info(self.number)[0]
 
     def allocate_host(self, nbytes: int) -> Array:
         return np.frombuffer(memoryview(self._driver.host_allocate(nbytes, self.number)), np.uint8)
@@ -405,10 +427,21 @@ class BoundRunner:
         bind(tensor.name, *device, tensor.element_type, shape, buffer.address)
 
 
+def find_memory(device: Device) -> MemoryAllocator | None:
+    """Return the memory of a device that runs can be bound to; None if it has none."""
+    if device.kind != "cuda":
+        return None
+    try:
+        return CudaMemory(load_driver(), device.number)
+    except CudaDriverError as error:
+        log.warning("%s: runs are not bound: %s", device.label, error)
+        return None
+
+
 def graph_tensors(
     session: onnxruntime.InferenceSession,
     element_types: Mapping[str, tuple[int, np.dtype[Any]]],
-    device_name: str,
+    memory_name: str,
     host_names: Collection[str] = (),
 ) -> tuple[list[GraphTensor], list[GraphTensor]] | None:
     """Return the inputs and outputs of a session that can be bound; None if some cannot.
@@ -417,7 +450,7 @@ def graph_tensors(
         session: The session.
         element_types: ONNX's number of the element type and numpy's type, by the name of the input
             or output; of those with a fixed size per element.
-        device_name: ONNX Runtime's name of the device's memory, as "Cuda".
+        memory_name: ONNX Runtime's name of the device's memory, as "Cuda".
         host_names: Tensors to keep in the memory of the host whatever ONNX Runtime says.
     """
     get_inputs = getattr(session, "get_input_memory_infos", None)
@@ -433,7 +466,7 @@ def graph_tensors(
         for node, info in zip(nodes, infos, strict=True):
             if node.name not in element_types:
                 return None
-            on_device = info.name == device_name and node.name not in host_names
+            on_device = info.name == memory_name and node.name not in host_names
             element_type, dtype = element_types[node.name]
             tensors.append(GraphTensor(node.name, element_type, dtype, on_device, is_output))
         groups.append(tensors)

@@ -42,10 +42,6 @@ slots busy ..."""
 SLOWER_RATIO = 1.05
 """... and at most this part in the other case."""
 
-GRAPH_SECONDS = 0.02
-"""Longest run of one row for which graphs are tried: they save the time to launch kernels, which is
-some microseconds each, and take a second session."""
-
 FLOAT_TOLERANCE = 1e-3
 """Relative to the largest value of an output: the order of sums may differ between two runs."""
 
@@ -83,7 +79,7 @@ class RunSlot:
     buffers: dict[RunMethod, Slot] = field(default_factory=dict)
 
 
-PlainRun = Callable[[Inputs, onnxruntime.RunOptions], list[Any]]
+PlainRun = Callable[[Inputs, onnxruntime.RunOptions], Outputs]
 MakeInputs = Callable[[int, int], Mapping[str, Array]]
 """Makes inputs for a number of rows; the second number chooses the values."""
 
@@ -97,7 +93,11 @@ class RunMethods:
     """
 
     def __init__(
-        self, name: str, plain: PlainRun, runners: Mapping[RunMethod, BoundRunner], slots: int
+        self,
+        name: str,
+        plain: PlainRun,
+        runners: Mapping[RunMethod, BoundRunner],
+        slots: Sequence[RunSlot],
     ) -> None:
         """Use the ordinary way until another one is chosen.
 
@@ -105,19 +105,18 @@ class RunMethods:
             name: Of the model and its device, for the log.
             plain: Runs the session in the ordinary way.
             runners: The other ways.
-            slots: Runs in flight at once.
+            slots: One for each run that may be in flight; they get their buffers.
         """
         self._name = name
         self._plain = plain
-        self._runners = dict(runners)
+        self._runners: dict[RunMethod, BoundRunner] = {}
         self.times: dict[int, dict[RunMethod, MethodTime]] = {}
         self.unusable: dict[RunMethod, str] = {}
         self._sizes: list[int] = []
         self._orders: list[tuple[RunMethod, ...]] = []  # of what is tried, for each of _sizes
-        self.slots = [
-            RunSlot({method: runner.new_slot() for method, runner in runners.items()})
-            for _ in range(slots)
-        ]
+        self.slots = slots
+        for method, runner in runners.items():
+            self.add(method, runner)
 
     @property
     def runners(self) -> Mapping[RunMethod, BoundRunner]:
@@ -139,9 +138,9 @@ class RunMethods:
     def reserve(self, slot: RunSlot, shapes: Mapping[str, tuple[int, ...]]) -> Inputs | None:
         """Return arrays to write the inputs of the slot's next run into; None if any will do."""
         for method in self.order(_rows(shapes.values())):
-            runner = self._runners.get(method)
-            if runner is not None:
-                return runner.reserve(slot.buffers[method], shapes)
+            runner, buffers = self._runners.get(method), slot.buffers.get(method)
+            if runner is not None and buffers is not None:
+                return runner.reserve(buffers, shapes)
         return None
 
     def run(self, slot: RunSlot, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
@@ -152,11 +151,11 @@ class RunMethods:
         """
         failed: tuple[RunMethod, Exception] | None = None
         for method in self.order(_rows([array.shape for array in inputs.values()])):
-            runner = self._runners.get(method)
-            if runner is None:
+            runner, buffers = self._runners.get(method), slot.buffers.get(method)
+            if runner is None or buffers is None:  # given up, perhaps by another thread just now
                 continue
             try:
-                outputs = runner.run(slot.buffers[method], inputs, options)
+                outputs = runner.run(buffers, inputs, options)
             except Exception as error:  # ONNX Runtime has a class of its own for each status
                 if options.terminate:
                     raise
