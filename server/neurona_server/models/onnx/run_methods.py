@@ -11,10 +11,9 @@ import statistics
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,6 +21,7 @@ import onnxruntime
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.models.onnx.bindings import BoundRunner, Slot
 from neurona_server.models.onnx.cuda_graphs import GraphRunner
+from neurona_server.models.onnx.run_failures import FailureKind, classify_failure
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class RunMethods:
             if outputs is not None:
                 return outputs
         plain_outputs = self._plain(inputs, options)
-        if failed is not None:
+        if failed is not None and classify_failure(failed[1]) is not FailureKind.OUT_OF_MEMORY:
             self._give_up(*failed)
         for runner in [*self._runners.values()]:
             runner.learn(inputs, plain_outputs)
@@ -203,20 +203,18 @@ class RunMethods:
         for runner in self._runners.values():
             if isinstance(runner, GraphRunner):
                 runner.eager = False
-        self._decide()
+        self._decide(graphs_for_more_rows=len(sizes) == 1)
 
     def describe(self) -> str:
-        """Return how batches run, as "graph up to 8 rows, bound up to 64 rows"."""
+        """Return how batches run, as "graph up to 8 rows, bound"."""
+        methods = [self._first(order) for order in self._orders]
         parts: list[str] = []
-        largest = self._sizes[-1] if self._sizes else 0
-        for index, (rows, order) in enumerate(zip(self._sizes, self._orders, strict=True)):
-            usable = [method for method in order if method in self._runners]
-            method = usable[0] if usable else RunMethod.PLAIN
-            text = str(method) if rows == largest else f"{method} up to {rows} rows"
-            following = self._orders[index + 1] if rows != largest else None
-            if following is None or self._first(following) != method:
-                parts.append(text)
-        return ", ".join(parts) or str(RunMethod.PLAIN)
+        for index, method in enumerate(methods):
+            if index + 1 == len(methods):
+                parts.append(method)
+            elif methods[index + 1] != method:
+                parts.append(f"{method} up to {self._sizes[index]} rows")
+        return ", ".join(parts) or RunMethod.PLAIN
 
     def describe_times(self) -> str:
         """Return what was measured, in milliseconds, for the log."""
@@ -234,6 +232,7 @@ class RunMethods:
 
     def _measure(self, rows: int, make_inputs: MakeInputs) -> None:
         inputs = [make_inputs(rows, seed) for seed in (1, 2)]
+        rows = _rows([array.shape for array in inputs[0].values()])  # which may be fixed
         expected = [self._plain(one, _new_options()) for one in inputs]
         methods = [RunMethod.PLAIN]
         for method in [*self._runners]:
@@ -321,12 +320,10 @@ class RunMethods:
         else:
             self._runners[method].run(slot.buffers[method], inputs, _new_options())
 
-    def _decide(self) -> None:
-        self._sizes, self._orders = [], []
-        for rows, times in self.times.items():
-            self._sizes.append(rows)
-            self._orders.append(_order_methods(times))
-        if self._orders:
+    def _decide(self, *, graphs_for_more_rows: bool) -> None:
+        self._sizes = [*self.times]
+        self._orders = [_order_methods(times) for times in self.times.values()]
+        if self._orders and not graphs_for_more_rows:
             # More rows than were measured: a graph would be captured for each number of them.
             last = tuple(m for m in self._orders[-1] if m is not RunMethod.GRAPH)
             if last != self._orders[-1]:
@@ -393,7 +390,7 @@ def _order_methods(times: Mapping[RunMethod, MethodTime]) -> tuple[RunMethod, ..
     return tuple(sorted(faster, key=lambda method: times[method].cost))
 
 
-def _rows(shapes: Any) -> int:
+def _rows(shapes: Iterable[tuple[int, ...]]) -> int:
     shape = next(iter(shapes), ())
     return shape[0] if shape else 1
 
