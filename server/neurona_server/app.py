@@ -458,6 +458,7 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
     threads = config.threads or max(1, _cpus_per_process(config) // config.instances)
     runtime = RuntimeOptions(
         threads,
+        gpu_threads=config.threads or 1,
         pool_threads=0 if config.threads else THREADS_PER_CPU * _cpus_per_process(config),
         spinning=config.spinning,
         providers=config.providers or DEFAULT_PROVIDERS,

@@ -37,11 +37,12 @@ def device() -> str:
     if REHEARSAL:
         return "cpu"
     from neurona_server.models.onnx import runtime
+    from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 
-    # Of a GPU that is there but does not start, tests fail: that is what they are for.
+    # With a driver and no GPU that works, tests fail: that is what they are for.
     if reason := runtime.missing_gpu_reason():
-        if REQUIRED:
-            pytest.fail(f"NEURONA_GPU_REQUIRED is 1, but {reason}")
+        if REQUIRED or has_cuda_driver():
+            pytest.fail(f"a GPU is expected here, but {reason}")
         pytest.skip(reason)
     return "cuda"
 

@@ -239,15 +239,12 @@ class Batcher:
         """
         if (shared_run := self._shared_run) is not None:
             return self._inline.run_batches(lambda batch: self.process(batch, shared_run))
-        turn = self._scheduler.try_turn(self._runs, self._clock())
+        turn = self._scheduler.try_turn(self._runs, self._clock)
         if turn is None:
             self.queue.notify()
             return False
-        new_run = turn.new_run
-        try:
-            return self._inline.run_batches(lambda batch: self.process(batch, new_run))
-        finally:
-            self._scheduler.end(turn, self._clock())
+        with turn:
+            return self._inline.run_batches(lambda batch: self.process(batch, turn.new_run))
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""

@@ -253,6 +253,12 @@ def _explain_no_device(facts: InstallationFacts) -> str:
         )
     if facts.container and not facts.device_files:
         return f"this container was started without a GPU: it has no /dev/nvidia0 ({_ENABLE_GPU})"
+    if facts.hardware and not facts.device_files:
+        return (
+            "this process sees no /dev/nvidia0, although the machine has an NVIDIA GPU (expected "
+            "its device files: no PrivateDevices=yes in systemd's unit, or nvidia-modprobe, which "
+            "makes them)"
+        )
     if not facts.hardware and not facts.device_files:
         return (
             "this machine has an NVIDIA driver but no GPU (to serve on the CPU on purpose, set "

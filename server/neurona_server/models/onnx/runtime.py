@@ -33,6 +33,9 @@ Provider = str | tuple[str, dict[str, Any]]
 """A provider as ONNX Runtime takes it: its name, or its name and options."""
 
 _SUFFIX = "ExecutionProvider"
+COMPILING_PROVIDERS = {"tensorrt", "nvtensorrtrtx"}
+"""Short names of those that compile a model for the shapes that it will get."""
+
 _NEED_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 CUDA_PROVIDERS = (CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 """The providers that run models on a CUDA device."""
@@ -82,8 +85,14 @@ class RuntimeOptions:
 
     With a limit, they share one arena whatever `arena` says."""
 
+    gpu_threads: int = 1
+    """CPU threads of one run on a GPU: they only start kernels, one after the other."""
+
+    max_rows: int = 0
+    """Rows of the largest batch, for providers that compile; 0: requests do not share runs."""
+
     cache: Path | None = None
-    """Folder of optimised graphs."""
+    """Folder of optimised graphs, and of what providers compile."""
 
 
 def runtime_version() -> str:
@@ -111,6 +120,10 @@ def check_options(options: RuntimeOptions) -> None:
     find_devices(options)
     if options.require_gpu and (reason := missing_gpu_reason(options)):
         raise ConfigError(f"option require_gpu is set, but {reason}")
+
+
+def full_name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
 
 
 def short_name(provider: str) -> str:
@@ -147,7 +160,7 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     providers = choose_providers(
         options, onnxruntime.get_available_providers(), _can_use_gpu(options)
     )
-    if not any(_full_name(provider) in CUDA_PROVIDERS for provider in providers):
+    if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
     usable = devices.DEVICES.usable()
@@ -223,9 +236,10 @@ def explain_degraded(
     if not names or names[0] == "cpu":
         return ""
     if provider == "cpu":
-        reason = missing if names[0] in _NEED_CUDA else ""
-        reason = reason or f"{names[0]} could not be started; see the server's log"
+        reason = missing or f"{names[0]} could not be started; see the server's log"
         return f"runs on the CPU: {reason}" if expected else ""
+    if provider != names[0]:
+        return f"runs on {provider}: {missing or f'{names[0]} could not be started'}"
     if on_cpu := placement.get("cpu", 0):
         return f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
     return ""
@@ -314,7 +328,3 @@ def _session_options(name: str, options: RuntimeOptions, device: int) -> dict[st
         return cuda_options(options.provider_options, device, options.gpu_memory_bytes)
     values = dict(options.provider_options.get(name, {}))
     return values | ({"device_id": str(device)} if name in _NEED_CUDA else {})
-
-
-def _full_name(provider: Provider) -> str:
-    return provider if isinstance(provider, str) else provider[0]

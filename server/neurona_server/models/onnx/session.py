@@ -22,6 +22,7 @@ from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, run_choice, run_failures, runtime
 from neurona_server.models.onnx.bindings import find_memory
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
+from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 from neurona_server.models.onnx.run_methods import MakeInputs, RunMethods, RunSlot
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
@@ -144,9 +145,10 @@ class Session:
         self._methods: RunMethods | None = None
         self._prepare_thread: Callable[[], None] | None = None
         self._path, self._options = path, options
+        self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session, outline, no_gpu = loading.load(
+        session, outline, problem, self._engines = loading.load(
             path, options, threads, cancellation or LoadCancellation(), device.number
         )
         self._session: onnxruntime.InferenceSession | None = session
@@ -155,11 +157,13 @@ class Session:
         self.properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.provider: str = session.get_providers()[0]
         self.device = device if self.provider in runtime.CUDA_PROVIDERS else CPU_DEVICE
+        if self.device.kind != "cpu":
+            self._give_up_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
         self._run_slots = [RunSlot() for _ in range(self.slots)]
         self.placement = _placement(session)
         self.degraded = _explain_degraded(
-            options, self.provider, self.placement, no_gpu, device.number
+            options, self.provider, self.placement, problem, device.number
         )
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
@@ -362,9 +366,18 @@ class Session:
         self._session = self._methods = None
         for slot in self._run_slots:
             slot.buffers.clear()
+        self._give_up_threads()
+        self.keep_engines()
+        trim_heap()
+
+    def keep_engines(self) -> None:
+        """Keep what the provider has compiled in the runs so far for later loads."""
+        if self._engines is not None:
+            self._engines.seal()
+
+    def _give_up_threads(self) -> None:
         if self._release_threads is not None:
             self._release_threads()
-        trim_heap()
 
     def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()
@@ -532,7 +545,7 @@ def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
 
 
 def _explain_degraded(
-    options: RuntimeOptions, provider: str, placement: dict[str, int], no_gpu: str, device: int
+    options: RuntimeOptions, provider: str, placement: dict[str, int], problem: str, device: int
 ) -> str:
     """Return why a model does not run where it should, "" if it does.
 
@@ -540,7 +553,7 @@ def _explain_degraded(
         options: Its options.
         provider: The provider that runs it.
         placement: Number of nodes by provider.
-        no_gpu: Why it could not be loaded on a GPU, if that was tried.
+        problem: Why the first of its providers does not run it, if that was tried.
         device: Number of the CUDA device that it was to run on.
     """
     wanted = options.providers[0]
@@ -550,7 +563,7 @@ def _explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
-        missing or (no_gpu and f"{wanted} could not load it: {no_gpu}"),
+        missing or problem,
         options.gpu_expected or options.require_gpu or has_cuda_driver(),
     )
 

@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from support import onnx_models
 from support.cuda_stub import CudaStub
-from support.server_process import run_neurona_serve
+from support.server_process import ServerProcess, run_neurona_serve
 
+from neurona_protos.prediction_pb2 import ListModelsRequest
+from neurona_protos.prediction_pb2_grpc import ModelsStub
 from neurona_server.models.onnx import gpu_installation
 from neurona_server.models.onnx.cuda_driver import LIBRARY_MISSING, CudaDevice, CudaDriverError
 from neurona_server.models.onnx.cuda_libraries import cuda_libraries
@@ -99,6 +102,10 @@ def without(*files: str) -> InstallationFacts:
         (
             replace(failing(100), container=True, device_files=False),
             "this container was started without a GPU: it has no /dev/nvidia0 (expected docker run",
+        ),
+        (
+            replace(failing(100), device_files=False),
+            "this process sees no /dev/nvidia0, although the machine has an NVIDIA GPU",
         ),
         (
             replace(failing(100), hardware=False, device_files=False),
@@ -338,6 +345,24 @@ def test_a_server_that_requires_a_gpu_says_what_is_broken(
     assert line.startswith("neurona-serve: option require_gpu is set, but the NVIDIA driver")
     assert "supports CUDA 12.2" in line
     assert line.endswith("(expected NVIDIA driver 580 or newer)")
+
+
+@needs_cuda_build
+def test_a_server_on_the_cpu_says_why_everywhere(
+    cuda_stub: CudaStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx_models.save_classifier(tmp_path / "models" / "classifier" / "1" / "model.onnx")
+    for name, value in cuda_stub.environment(version=12020).items():
+        monkeypatch.setenv(name, value)
+    with ServerProcess(tmp_path / "models", "--load-check", "false") as server:
+        (model,) = ModelsStub(server.channel).List(ListModelsRequest(), timeout=30).models
+        health = server.health.Check(HealthCheckRequest(service="gpu"), timeout=30).status
+        log = server.log
+    sentence = f"the NVIDIA driver supports CUDA 12.2, and {RUNTIME} needs CUDA 13.0"
+    assert f"no GPU can be used: {sentence}" in log
+    assert model.versions[0].degraded.startswith(f"runs on the CPU: {sentence}")
+    assert health == HealthCheckResponse.NOT_SERVING
+    assert "onnxruntime::" not in log  # it was not even tried
 
 
 def test_the_check_of_this_process_is_the_default() -> None:

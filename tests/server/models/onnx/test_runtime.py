@@ -69,7 +69,9 @@ def test_unknown_provider_is_rejected():
         (("cuda", "cpu"), "cpu", {"cpu": 9}, "no driver", False, ""),
         (("cuda", "cpu"), "cpu", {"cpu": 9}, "no driver", True, "runs on the CPU: no driver"),
         (("cuda", "cpu"), "cpu", {"cpu": 9}, "", True, "cuda could not be started"),
-        (("openvino", "cpu"), "cpu", {}, "no driver", True, "openvino could not be started"),
+        (("openvino", "cpu"), "cpu", {}, "", True, "openvino could not be started"),
+        (("tensorrt", "cuda", "cpu"), "cuda", {}, "", True, "runs on cuda: tensorrt could not be"),
+        (("tensorrt", "cuda", "cpu"), "cuda", {}, "no nvinfer", False, "runs on cuda: no nvinfer"),
         (("cpu",), "cpu", {"cpu": 9}, "no driver", True, ""),
         (("cuda", "cpu"), "cuda", {}, "", True, ""),  # onnxruntime before 1.24
     ],
