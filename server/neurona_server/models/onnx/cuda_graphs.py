@@ -52,6 +52,18 @@ _capture_lock = threading.Lock()
 """Of the process: CUDA captures on one stream at a time in the mode that ONNX Runtime has."""
 
 
+_threads = threading.local()
+_thread_numbers = itertools.count()
+
+
+def _thread_number() -> int:
+    """Return a number that no other thread has or had: identifiers of threads come again."""
+    number: int | None = getattr(_threads, "number", None)
+    if number is None:
+        number = _threads.number = next(_thread_numbers)
+    return number
+
+
 class GraphRunner(BoundRunner):
     """Runs a session that was loaded with enable_cuda_graph.
 
@@ -94,7 +106,7 @@ class GraphRunner(BoundRunner):
     def _prepare(self, binding: Binding, options: onnxruntime.RunOptions) -> bool:
         views = binding.views
         values = b"".join([views[name].tobytes() for name in self._host_values])
-        key = (threading.get_ident(), values)
+        key = (_thread_number(), values)
         number = binding.graph_ids.get(key)
         if number is not None:
             options.add_run_config_entry(_GRAPH_ID, str(number))

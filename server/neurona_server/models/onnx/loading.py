@@ -119,7 +119,7 @@ def load_with_cuda_graphs(
     """
     values = cuda_options(options.provider_options, device, options.gpu_memory_bytes, graphs=True)
     loader = _Loader(path, read_outline(path), options, 1, cancellation)
-    session = loader.load_session([(runtime.CUDA, values), CPU])  # where it puts shapes
+    session = loader.load_once([(runtime.CUDA, values), CPU])  # where it puts shapes
     session.disable_fallback()
     return session
 
@@ -197,16 +197,20 @@ class _Loader:
             problem = problem or f"{runtime.short_name(started)} could not run it: {reason}"
             providers = rest
 
+    def load_once(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
+        """Load with all providers, and try no other way."""
+        return self._load_session(providers)
+
     def _load(self, providers: list[Provider]) -> LoadedModel:
         compiler = find_compiler(
             providers, self._path, self._outline.external, self._options, self._cancellation
         )
         if compiler is None:
-            return LoadedModel(self.load_session(providers), self._outline)
-        session, engines = compiler.load(self.load_session)
+            return LoadedModel(self._load_session(providers), self._outline)
+        session, engines = compiler.load(self._load_session)
         return LoadedModel(session, self._outline, engines=engines)
 
-    def load_session(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
+    def _load_session(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
         if self._outline.external:
             return self._load_with_external_data(providers)
         folder = self._options.cache

@@ -27,7 +27,7 @@ class CapturingSession(onnxruntime.InferenceSession):
     def __init__(self, path: Path, hosted: dict[str, Array]) -> None:
         super().__init__(path, providers=["CPUExecutionProvider"])
         self.hosted = hosted
-        self.captured: dict[tuple[int, str], dict[str, Array]] = {}
+        self.captured: dict[tuple[threading.Thread, str], dict[str, Array]] = {}
         self.numbers: list[str] = []
         self.running = 0
         self.fail = False
@@ -46,7 +46,7 @@ class CapturingSession(onnxruntime.InferenceSession):
         if self.fail:
             raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
         values = {name: view.copy() for name, view in self.hosted.items()}
-        captured = self.captured.setdefault((threading.get_ident(), number), values)
+        captured = self.captured.setdefault((threading.current_thread(), number), values)
         for name, view in self.hosted.items():
             view[...] = captured[name]
         super().run_with_iobinding(iobinding, None)
