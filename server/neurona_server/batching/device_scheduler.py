@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
+from neurona_server.errors import DeviceLostError
+
 CPU = "cpu"
 """The label of the processor. A run on it needs no buffers of its own: any number of threads may
 run one session."""
@@ -27,6 +29,8 @@ class ModelRuns:
         self.idle: dict[str, list[NewRun]] = {device: [] for device, _ in new_runs}
         for device, new_run in reversed(new_runs):  # the last is taken first
             self.idle[device].append(new_run)
+        self.on_end: Callable[[str, int, float], None] | None = None
+        """Called at the end of a turn with the device, the batches and the seconds that it had."""
 
     @property
     def devices(self) -> Sequence[str]:
@@ -40,7 +44,10 @@ class DeviceTurn:
     It ends with the `with` statement that it is the context of.
     """
 
-    __slots__ = ("_clock", "_scheduler", "device", "holds_slot", "new_run", "runs", "started")
+    __slots__ = (
+        *("_clock", "_scheduler", "batches", "device", "holds_slot", "new_run", "runs"),
+        *("seconds", "started"),
+    )
 
     def __init__(
         self,
@@ -57,6 +64,10 @@ class DeviceTurn:
         self.started = clock()
         """When it began or, once it has given its slot up, when it did that."""
         self.holds_slot = True
+        self.batches = 0
+        """Those that have run in it."""
+        self.seconds = 0.0
+        """Its seconds until `started`."""
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +103,8 @@ class DeviceScheduler:
 
     A turn that takes too long can be made to give its slot up: it goes on, beside the runs in the
     slots, so that runs which never end do not keep the other models from the device.
+
+    A device that is lost gets no more turns. Its runs that go on are left to those who began them.
     """
 
     def __init__(
@@ -115,6 +128,12 @@ class DeviceScheduler:
         self._waiting: list[ModelRuns] = []
         self._running: list[ModelRuns] = []
         self._changed = threading.Condition(threading.Lock())
+        self.lost_devices: Mapping[str, str] = {}
+        """Why each device that is lost does not work, by its label."""
+        self.on_lost: Callable[[str, str], object] = lambda _device, _reason: None
+        """Called once for each device that is lost, with its label and the reason."""
+        self.check_device: Callable[[str], object] = lambda _device: None
+        """Finds out whether a device is lost on which a run does not end, without blocking."""
 
     def turn(self, runs: ModelRuns, clock: Callable[[], float]) -> DeviceTurn:
         """Wait for a slot and return the turn, the context in which its `new_run` may run.
@@ -122,10 +141,16 @@ class DeviceScheduler:
         Args:
             runs: Those of the model, of which the turn gets an idle one.
             clock: Returns the time in seconds.
+
+        Raises:
+            DeviceLostError: All devices of the model are lost.
         """
         with self._changed:
             self._enqueue(runs)
             while (device := self._find_device(runs)) is None:
+                if (error := self.lost_error(runs)) is not None:
+                    self._waiting.remove(runs)
+                    raise error
                 self._changed.wait()
             return self._start(runs, device, clock)
 
@@ -136,6 +161,8 @@ class DeviceScheduler:
             device = self._find_device(runs)
             if device is None:
                 self._waiting.remove(runs)
+                if (error := self.lost_error(runs)) is not None:
+                    raise error
                 return None
             return self._start(runs, device, clock)
 
@@ -146,6 +173,8 @@ class DeviceScheduler:
             turn.runs.idle[turn.device].append(turn.new_run)
             if self._waiting:
                 self._changed.notify_all()
+        if turn.runs.on_end is not None and turn.batches:
+            turn.runs.on_end(turn.device, turn.batches, turn.seconds)
 
     def give_up_slot(self, turn: DeviceTurn, now: float) -> None:
         """Give the slot of a turn that goes on, if it still has one, to others. From any thread."""
@@ -154,6 +183,23 @@ class DeviceScheduler:
                 self._charge(turn, now)
                 if self._waiting:
                     self._changed.notify_all()
+
+    def mark_lost(self, device: str, reason: str) -> None:
+        """Begin no more turns on a device that does not work any more. From any thread."""
+        with self._changed:
+            if device in self.lost_devices:
+                return
+            self.lost_devices = {**self.lost_devices, device: reason}
+            self._changed.notify_all()
+        self.on_lost(device, reason)
+
+    def lost_error(self, runs: ModelRuns) -> DeviceLostError | None:
+        """Return the error for requests of a model, if all of its devices are lost."""
+        lost = self.lost_devices
+        if not lost or any(device not in lost for device in runs.idle):
+            return None
+        device = next(iter(runs.idle))
+        return DeviceLostError(device, lost[device])
 
     def remove(self, model: str) -> None:
         """Remove the record of a model that will not run again."""
@@ -185,6 +231,7 @@ class DeviceScheduler:
         seconds = now - turn.started
         self._used_seconds[model] = self._used_seconds.get(model, 0.0) + seconds
         use.seconds += seconds
+        turn.seconds += seconds
         turn.started = now
         if turn.holds_slot:
             turn.holds_slot = False
@@ -205,9 +252,12 @@ class DeviceScheduler:
         """Return the least loaded device where it is the turn of `runs`, None without one."""
         alone = len(self._waiting) == 1
         best, least = None, (2.0, 0.0)
+        lost = self.lost_devices
         for device, idle in runs.idle.items():
             use = self._devices.get(device) or self._use(device)
             if not (idle and use.free_slots) or not (alone or self._next_runs(device) is runs):
+                continue
+            if lost and device in lost:
                 continue
             if len(runs.idle) == 1:
                 return device

@@ -12,6 +12,7 @@ from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import ConfigError, LoadError, UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
+from neurona_server.models.device_ranking import find_ranking
 from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
@@ -168,6 +169,8 @@ class Model:
             )
         for run in runs:
             run_samples(str(source), self.settings.warm_up, self.signature, run)
+        for one in self.sessions:
+            one.keep_engines()
         self.signature = _correct_signature(
             session, self.settings, reshapes["output"], self.signature, recorder, runs[0]
         )
@@ -182,6 +185,15 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
+        if not any(reshapes.values()):
+            self.batcher.ranking = find_ranking(
+                str(source),
+                self.sessions,
+                self.signature,
+                answer,
+                self.batcher.cost_model.batch_sizes,
+                cancellation,
+            )
         bounds = find_input_bounds(self.metadata, all_inputs, lengths, reshapes["input"])
         self.batcher.check_inputs = bounds.checker if bounds else None
         self.batcher.answer_bounds = find_answer_bounds(
