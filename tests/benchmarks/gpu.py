@@ -359,16 +359,15 @@ class Benchmark:
             return
         log = self.results.folder / "server.log"
         with serving(self.networks, rows, self.device, log) as server:
-            for network in self.networks:
+            served = self.wait(server, rows)
+            for network in served:
                 with self.results.guard(f"served {network.name}"):
-                    self.wait(server, network, rows)
                     for count in self.rows:
                         self.capacity(load, server, network, count, "")
-            for network in self.networks:
+            for network in served:
                 with self.results.guard(f"latency of {network.name}"):
-                    if server.is_serving(network.batch_model(rows[-1])):
-                        self.single_rows(load, server, network, max(self.rows))
-                        self.latency(load, server, network, self.latency_rows)
+                    self.latency(load, server, network, self.latency_rows)
+                    self.single_rows(load, server, network, max(self.rows))
 
     def serve_variant(self, load: LoadProcesses, name: str, flags: Sequence[str]) -> None:
         """Measures the smallest and the largest batch again with flags that turn something off."""
@@ -377,20 +376,28 @@ class Benchmark:
         rows = sorted({min(self.rows), max(self.rows)})
         log = self.results.folder / f"server-{name.replace(' ', '-')}.log"
         with serving(self.networks, rows, self.device, log, *flags) as server:
-            for network in self.networks:
+            for network in self.wait(server, rows):
                 with self.results.guard(f"{network.name} {name}"):
-                    self.wait(server, network, rows)
                     for count in rows:
                         self.capacity(load, server, network, count, name)
 
-    def wait(self, server: Server, network: Network, rows: Sequence[int]) -> None:
-        """Waits until all copies of a network serve, and checks their answers.
+    def wait(self, server: Server, rows: Sequence[int]) -> list[Network]:
+        """Waits until all networks serve, and checks their answers.
 
-        Raises:
-            RuntimeError: They do not.
+        Returns those that do. Nothing is measured while others are still being loaded.
         """
         end = time.monotonic() + min(FIRST_LOAD, max(1.0, self.budget.left))
-        models = [network.batch_model(count) for count in rows]
+        served = []
+        for network in self.networks:
+            with self.results.guard(f"the server of {network.name}"):
+                self._wait_for(server, [network.batch_model(count) for count in rows], end)
+                served.append(network)
+        for network in served.copy():
+            with self.results.guard(f"answers of {network.name}"):
+                self._check_answers(server, network, rows)
+        return served
+
+    def _wait_for(self, server: Server, models: Sequence[str], end: float) -> None:
         while not all(server.is_serving(model) for model in models):
             reason = server.failure(models)
             if time.monotonic() > end or server.process.poll() is not None:
@@ -398,10 +405,13 @@ class Benchmark:
             if reason:
                 raise RuntimeError(f"{reason}; see the server's log")
             time.sleep(0.1)
+
+    def _check_answers(self, server: Server, network: Network, rows: Sequence[int]) -> None:
         session = onnxruntime.InferenceSession(
             network.folder / MODEL, providers=["CPUExecutionProvider"]
         )
-        for model, count in zip(models, rows, strict=True):
+        for count in rows:
+            model = network.batch_model(count)
             batch = make_rows(network.row, min(count, 4), seed=7)
             expected = session.run(None, {"x": batch})[0]
             request = PredictRequest(model=model, inputs=[to_tensor("x", batch)], raw_outputs=True)
