@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from neurona_protos import model_config_pb2
+from neurona_protos import model_config_pb2, open_inference_pb2
 from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.models.repository import model_toml
@@ -80,8 +80,10 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     series |= {f"neurona_gpu_{name}" for name in gpu}
     others = {"round_robin", "compute_input", "compute_output", "model_version", "same_class"}
     others |= {"labels_file", "version_labels", "metadata_props", "allow_nan", "allow_unknown"}
-    config_pbtxt = model_config_pb2.DESCRIPTOR.message_types_by_name.values()
-    others |= {field.name for message in config_pbtxt for field in message.fields}
+    others |= {"system_shared_memory", "cuda_shared_memory"}  # extensions of the protocol
+    for file in (model_config_pb2, open_inference_pb2):
+        for message in file.DESCRIPTOR.message_types_by_name.values():
+            others |= {field.name for field in message.fields}
     for span in re.findall(r"`([a-z]+(?:_[a-z]+)+)(?: = [^`]*)?`", prose(path)):
         if span.startswith("neurona_") and not (ROOT / "server" / span).exists():
             name = re.sub("_(total|count|sum|bucket)$", "", span)

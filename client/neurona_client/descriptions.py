@@ -37,6 +37,7 @@ class ServedVersion:
         shadow: whether it receives copies of requests, whose responses are dropped.
         reason: why it failed; empty otherwise.
         degraded: what an operator should look at; empty otherwise.
+        devices: what it is loaded on, as "cpu" or "cuda:0"; empty for servers that do not say.
     """
 
     version: int
@@ -47,6 +48,7 @@ class ServedVersion:
     shadow: bool
     reason: str
     degraded: str
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ def _served_version(message: VersionState) -> ServedVersion:
         message.shadow,
         message.reason,
         message.degraded,
+        tuple(device.label for device in message.devices),
     )
 
 

@@ -230,7 +230,7 @@ class ModelSummary(_message.Message):
     def __init__(self, model: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., versions: _Optional[_Iterable[_Union[VersionState, _Mapping]]] = ...) -> None: ...
 
 class VersionState(_message.Message):
-    __slots__ = ("version", "state", "reason", "labels", "provider", "share", "shadow", "nodes", "degraded")
+    __slots__ = ("version", "state", "reason", "labels", "provider", "share", "shadow", "nodes", "degraded", "devices")
     class NodesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +247,7 @@ class VersionState(_message.Message):
     SHADOW_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     version: int
     state: State
     reason: str
@@ -256,7 +257,20 @@ class VersionState(_message.Message):
     shadow: bool
     nodes: _containers.ScalarMap[str, int]
     degraded: str
-    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., provider: _Optional[str] = ..., share: _Optional[float] = ..., shadow: bool = ..., nodes: _Optional[_Mapping[str, int]] = ..., degraded: _Optional[str] = ...) -> None: ...
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., provider: _Optional[str] = ..., share: _Optional[float] = ..., shadow: bool = ..., nodes: _Optional[_Mapping[str, int]] = ..., degraded: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("label", "name", "uuid", "memory_bytes")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UUID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    name: str
+    uuid: str
+    memory_bytes: int
+    def __init__(self, label: _Optional[str] = ..., name: _Optional[str] = ..., uuid: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
     __slots__ = ("model",)

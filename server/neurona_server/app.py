@@ -29,7 +29,8 @@ from neurona_server.models.load_check.checker import LoadChecker
 from neurona_server.models.load_check.load_marks import LoadMarks, withdraw_marks
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
-from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS
+from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, FIRST
+from neurona_server.models.onnx.gpu_facts import runtime_packages
 from neurona_server.models.onnx.graph_cache import default_cache_folder, make_private_folder
 from neurona_server.models.onnx.provider_options import check_server_options
 from neurona_server.models.onnx.runtime import (
@@ -38,7 +39,7 @@ from neurona_server.models.onnx.runtime import (
     THREADS_PER_CPU,
     RuntimeOptions,
     check_options,
-    runtime_packages,
+    report_gpu,
     runtime_version,
 )
 from neurona_server.models.repository.scanner import ModelSource, Repository
@@ -457,12 +458,14 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
     threads = config.threads or max(1, _cpus_per_process(config) // config.instances)
     runtime = RuntimeOptions(
         threads,
+        gpu_threads=config.threads or 1,
         pool_threads=0 if config.threads else THREADS_PER_CPU * _cpus_per_process(config),
         spinning=config.spinning,
         providers=config.providers or DEFAULT_PROVIDERS,
-        gpu_expected=bool(config.providers),
+        gpu_expected=bool(config.providers) or config.devices != FIRST,
         provider_options=check_server_options(config.provider_options.by_provider()),
         require_gpu=config.require_gpu,
+        devices=config.devices,
         gpu_memory_bytes=config.gpu_memory_bytes,
         cpu_memory_bytes=-(-config.cpu_memory_bytes // config.processes),
         arena=config.arena,
@@ -470,6 +473,7 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
         cache=_cache_folder(config.cache),
     )
     check_options(runtime)
+    report_gpu(runtime)
     tracer = None if tracing is None else tracing.batches
     return ModelOptions(policy, runtime, config.instances, tracer)
 

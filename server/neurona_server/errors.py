@@ -144,6 +144,36 @@ class RunTooLongError(NeuronaError):
         )
 
 
+class DeviceMemoryError(NeuronaError):
+    """A single request needs more memory than the device of its run has left.
+
+    `device` is the device's label, as "cuda:0".
+    """
+
+    code = 8  # RESOURCE_EXHAUSTED
+
+    def __init__(self, device: str) -> None:
+        super().__init__(
+            f"out of memory: {device} has no room for a run of this request alone (expected a "
+            "smaller request, or one at a time when the device is less busy)"
+        )
+        self.device = device
+
+
+class DeviceLostError(UnavailableError):
+    """The device of the run does not work any more, and no other device of the model took it over.
+
+    `device` is the device's label, as "cuda:0"; `reason` is what its driver or ONNX Runtime says.
+    """
+
+    outcome = "failed"
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(f"device lost: {device} failed while it ran the request ({reason})")
+        self.device = device
+        self.reason = reason
+
+
 def response_too_large(size: int, limit: int) -> TooLargeError:
     """Make the error for a response of `size` bytes."""
     return TooLargeError(

@@ -27,6 +27,7 @@ from support.in_process_server import InProcessServer
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models.onnx import runtime
+from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -47,10 +48,10 @@ def device() -> str:
     """The short name of the provider that the tests run on: "cuda", or "cpu" in a rehearsal."""
     if REHEARSAL:
         return "cpu"
-    # Of a GPU that is there but does not start, tests fail: that is what they are for.
+    # With a driver and no GPU that works, tests fail: that is what they are for.
     if reason := runtime.missing_gpu_reason():
-        if REQUIRED:
-            pytest.fail(f"NEURONA_GPU_REQUIRED is 1, but {reason}")
+        if REQUIRED or has_cuda_driver():
+            pytest.fail(f"a GPU is expected here, but {reason}")
         pytest.skip(reason)
     return "cuda"
 

@@ -304,9 +304,41 @@ int cuCtxSynchronize(void) {
     return SUCCESS;
 }
 
+/* Streams copy at once; their number is all that is kept. */
+static int streams;
+
+int cuda_stub_streams(void) { return streams; }
+
+int cuStreamCreate(void **stream, unsigned flags) {
+    CHECK_CONTEXT("cuStreamCreate");
+    if (flags > 1)
+        return INVALID_VALUE;
+    *stream = malloc(1);
+    __atomic_add_fetch(&streams, 1, __ATOMIC_SEQ_CST);
+    return SUCCESS;
+}
+
+int cuStreamDestroy_v2(void *stream) {
+    CHECK_CONTEXT("cuStreamDestroy");
+    free(stream);
+    __atomic_sub_fetch(&streams, 1, __ATOMIC_SEQ_CST);
+    return SUCCESS;
+}
+
 int cuStreamSynchronize(void *stream) {
+    (void)stream;
     CHECK_CONTEXT("cuStreamSynchronize");
-    return stream ? INVALID_HANDLE : SUCCESS;
+    return SUCCESS;
+}
+
+int cuThreadExchangeStreamCaptureMode(int *mode) {
+    static __thread int capture_mode; /* CU_STREAM_CAPTURE_MODE_GLOBAL */
+    if (*mode < 0 || *mode > 2)
+        return INVALID_VALUE;
+    int before = capture_mode;
+    capture_mode = *mode;
+    *mode = before;
+    return SUCCESS;
 }
 
 int cuMemGetInfo_v2(size_t *available, size_t *total) {
@@ -448,11 +480,30 @@ int cuIpcOpenMemHandle_v2(uint64_t *address, IpcHandle handle, unsigned flags) {
     return code;
 }
 
+/* Only there so that ONNX Runtime's CUDA provider can be loaded. */
+int cuTensorMapEncodeTiled(void) { return 801; /* CUDA_ERROR_NOT_SUPPORTED */ }
+
 int cuMemcpyHtoD_v2(uint64_t target, const void *source, size_t size) {
     CHECK_CONTEXT("cuMemcpyHtoD");
     if (!inside(target, size))
         return INVALID_VALUE;
     memcpy((void *)(uintptr_t)target, source, size);
+    return SUCCESS;
+}
+
+int cuMemcpyHtoDAsync_v2(uint64_t target, const void *source, size_t size, void *stream) {
+    CHECK_CONTEXT("cuMemcpyHtoDAsync");
+    if (!stream || !inside(target, size))
+        return INVALID_VALUE;
+    memcpy((void *)(uintptr_t)target, source, size);
+    return SUCCESS;
+}
+
+int cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, void *stream) {
+    CHECK_CONTEXT("cuMemcpyDtoHAsync");
+    if (!stream || !inside(source, size))
+        return INVALID_VALUE;
+    memcpy(target, (const void *)(uintptr_t)source, size);
     return SUCCESS;
 }
 

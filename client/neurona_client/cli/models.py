@@ -6,6 +6,7 @@ from dataclasses import asdict
 from neurona_client.cli.arguments import add_request_arguments, make_client
 from neurona_client.cli.json_output import print_json
 from neurona_client.cli.terminal import RED, YELLOW, coloured, printable, table, terminal_width
+from neurona_client.descriptions import ServedVersion
 
 NAME = "models"
 SUMMARY = "list models and versions with their states"
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
             model.task,
             "shadow" if version.shadow else f"{version.share:g}%" if version.share else "",
             " ".join(version.labels),
-            version.provider.removesuffix("ExecutionProvider"),
+            _runs_on(version),
         )
         for model, version in versions
     ]
@@ -55,3 +56,10 @@ def run(options: argparse.Namespace) -> int:
                 number = f" {version.version}" if version.version else ""
                 print(f"  {printable(model.name)}{number}: {printable(reason)}")
     return 0
+
+
+def _runs_on(version: ServedVersion) -> str:
+    """Return the provider and the numbers of its GPUs, as "CUDA 0,1"."""
+    numbers = [label.partition(":")[2] for label in version.devices]
+    provider = version.provider.removesuffix("ExecutionProvider")
+    return f"{provider} {','.join(filter(None, numbers))}".rstrip()

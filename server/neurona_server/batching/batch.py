@@ -62,6 +62,9 @@ class Batch:
     interrupted: bool = False
     """Whether the current run was terminated and no further one may start."""
 
+    repeated: Request | None = None
+    """The request that has run out of memory alone and runs once more."""
+
     @property
     def rows(self) -> int:
         return sum([request.rows for request in self.requests])
@@ -104,6 +107,19 @@ class Batch:
             order.replace(requests[0], halves)
         self.requests.extend(halves)  # so that what finishes the batch finishes them too
         return [[half] for half in halves]
+
+    def halve_rows(self, request: Request) -> list[Sequence[Request]]:
+        """Return two parts of a request of one caller, each with half of its rows.
+
+        There are none if it has one row only, or was finished before.
+        """
+        if request.rows < 2 or request.finished:
+            return []
+        parts = split_request(request, -(-request.rows // 2))
+        for part in parts:
+            part.queued_at, part.dequeued_at = request.queued_at, request.dequeued_at
+        self.requests.extend(parts)
+        return [[part] for part in parts]
 
 
 class RunningBatch:

@@ -25,12 +25,14 @@ from neurona_server.batching.batch import (
 from neurona_server.batching.cost_model import CostModel, Padding
 from neurona_server.batching.device_scheduler import CPU, DeviceScheduler, ModelRuns
 from neurona_server.batching.inline import InlineRunner
+from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Inputs, Outputs, Request, ResponseOrder
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import (
     DeadlineExceededError,
+    DeviceMemoryError,
     InvalidArgumentError,
     InvalidValueError,
     ModelFailedError,
@@ -126,6 +128,8 @@ class Batcher:
         the number of their first row, too."""
         self.answer_bounds: AnswerCheck | None = None
         """Checks that outputs are an answer."""
+        self.free_memory: Callable[[], object] = lambda: None
+        """Returns what arenas hold without need, after a run has found too little memory."""
         self._watchdog = watchdog or RunWatchdog()
         self._inline = InlineRunner(
             name, policy, self.queue, self.cost_model, self._watchdog, clock
@@ -139,6 +143,8 @@ class Batcher:
         self._clock = clock
         self._tracer = tracer
         self._full_batches = 0  # since a larger batch size was tried
+        self._max_request_rows = policy.max_rows  # of a request that is not split
+        self._memory_limit: MemoryLimit | None = None  # once a run has found too little memory
         self._active_batches: set[Batch] = set()
         self._overdue_batches: set[Batch] = set()
         self._overdue_logged_at = -math.inf
@@ -189,7 +195,7 @@ class Batcher:
         policies = self.policy.queue_policies
         if policies is not None and request.queue_timeout is None:
             request.queue_timeout = policies.level_timeout(request.priority)
-        parts = split_request(request, self.policy.max_rows) if self._batched else [request]
+        parts = split_request(request, self._max_request_rows) if self._batched else [request]
         if request.finished:
             return
         try:
@@ -231,15 +237,12 @@ class Batcher:
         """
         if (shared_run := self._shared_run) is not None:
             return self._inline.run_batches(lambda batch: self.process(batch, shared_run))
-        turn = self._scheduler.try_turn(self._runs, self._clock())
+        turn = self._scheduler.try_turn(self._runs, self._clock)
         if turn is None:
             self.queue.notify()
             return False
-        new_run = turn.new_run
-        try:
-            return self._inline.run_batches(lambda batch: self.process(batch, new_run))
-        finally:
-            self._scheduler.end(turn, self._clock())
+        with turn:
+            return self._inline.run_batches(lambda batch: self.process(batch, turn.new_run))
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""
@@ -309,9 +312,23 @@ class Batcher:
 
     def tune(self) -> None:
         """Adjust the maximum batch size and the choice of thread to the current costs."""
-        if self.policy.latency_objective is not None:
+        if self._memory_limit is not None:
+            self._apply_memory_limit(self._memory_limit)
+        elif self.policy.latency_objective is not None:
             self.queue.max_batch_rows = self._next_batch_size()
         self._inline.update()
+
+    def record_out_of_memory(self, rows: int) -> None:
+        """Make batches smaller for a while: a run of `rows` has found too little memory."""
+        self._metrics.out_of_memory_runs.inc()
+        if self._memory_limit is None:
+            self._memory_limit = MemoryLimit(self.cost_model.batch_sizes)
+        if self._memory_limit.lower(rows, self._clock()):
+            log.warning(
+                "%s: out of memory in a run of %d rows: batches have at most %d rows for a while",
+                *(self.name, rows, self._memory_limit.rows),
+            )
+        self._apply_memory_limit(self._memory_limit)
 
     def close(self) -> None:
         """Reject further requests; admitted requests are still served."""
@@ -373,6 +390,13 @@ class Batcher:
                 *(self.name, seconds, batch.predicted_seconds),
             )
 
+    def _apply_memory_limit(self, limit: MemoryLimit) -> None:
+        rows = limit.update(self._clock())
+        self._max_request_rows = min(rows, self.policy.max_rows)
+        if self.policy.latency_objective is not None:
+            rows = min(rows, self._next_batch_size())
+        self.queue.max_batch_rows = rows
+
     def _fail_displaced(self, displaced: Sequence[Request]) -> None:
         """Finish requests that gave their place in the queue to more urgent ones."""
         for request in displaced:
@@ -412,6 +436,10 @@ class Batcher:
             outputs = self._run(requests, run)
         except InvalidValueError:
             halves = self._reject_invalid(batch, requests)
+        except (DeviceMemoryError, MemoryError) as error:
+            if self._tracer is not None:
+                self._tracer.record_failed_run(requests, now, error)
+            halves = self._halve_for_memory(batch, requests, error)
         except Exception as error:
             if self._tracer is not None:
                 self._tracer.record_failed_run(requests, now, error)
@@ -425,6 +453,30 @@ class Batcher:
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
+
+    def _halve_for_memory(
+        self, batch: Batch, requests: Sequence[Request], error: Exception
+    ) -> list[Sequence[Request]]:
+        """Free memory, and return what to run in place of a run that has found too little.
+
+        That is two halves or, for a single row, once more the same: what other runs held may be
+        free by then. If it fails again, its request gets the error.
+        """
+        rows = sum([request.rows for request in requests])
+        self.record_out_of_memory(self.padding.padded_rows(rows) if self._batched else rows)
+        self.free_memory()
+        request = requests[0]
+        if halves := batch.halve(requests) or (self._batched and batch.halve_rows(request)):
+            return halves
+        if batch.repeated is not request:
+            batch.repeated = request
+            return [[request]]
+        self.failure_log.record("a request ran out of memory", error, request.log_fields)
+        if isinstance(error, DeviceMemoryError):
+            request.fail(error)
+        else:
+            request.fail(DeviceMemoryError("the server"))
+        return []
 
     def _deliver(
         self, batch: Batch, requests: Sequence[Request], outputs: Sequence[Outputs]

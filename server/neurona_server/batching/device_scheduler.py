@@ -1,10 +1,9 @@
 """Shares the devices fairly between the models that run on them."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 CPU = "cpu"
 """The label of the processor. A run on it needs no buffers of its own: any number of threads may
@@ -36,17 +35,34 @@ class ModelRuns:
 
 
 class DeviceTurn:
-    """The turn of one model on a device, which holds a slot until it ends or gives it up."""
+    """The turn of one model on a device, which holds a slot until it ends or gives it up.
 
-    __slots__ = ("device", "holds_slot", "new_run", "runs", "started")
+    It ends with the `with` statement that it is the context of.
+    """
 
-    def __init__(self, runs: ModelRuns, device: str) -> None:
+    __slots__ = ("_clock", "_scheduler", "device", "holds_slot", "new_run", "runs", "started")
+
+    def __init__(
+        self,
+        scheduler: "DeviceScheduler",
+        clock: Callable[[], float],
+        runs: ModelRuns,
+        device: str,
+    ) -> None:
+        self._scheduler = scheduler
+        self._clock = clock
         self.runs = runs
         self.device = device
         self.new_run = runs.idle[device].pop()
-        self.started = 0.0
+        self.started = clock()
         """When it began or, once it has given its slot up, when it did that."""
         self.holds_slot = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scheduler.end(self, self._clock())
 
 
 class DeviceUse:
@@ -100,9 +116,8 @@ class DeviceScheduler:
         self._running: list[ModelRuns] = []
         self._changed = threading.Condition(threading.Lock())
 
-    @contextmanager
-    def turn(self, runs: ModelRuns, clock: Callable[[], float]) -> Iterator[DeviceTurn]:
-        """Wait for a slot; the body of the `with` statement runs `new_run` of the turn.
+    def turn(self, runs: ModelRuns, clock: Callable[[], float]) -> DeviceTurn:
+        """Wait for a slot and return the turn, the context in which its `new_run` may run.
 
         Args:
             runs: Those of the model, of which the turn gets an idle one.
@@ -112,24 +127,17 @@ class DeviceScheduler:
             self._enqueue(runs)
             while (device := self._find_device(runs)) is None:
                 self._changed.wait()
-            turn = self._start(runs, device)
-        turn.started = clock()
-        try:
-            yield turn
-        finally:
-            self.end(turn, clock())
+            return self._start(runs, device, clock)
 
-    def try_turn(self, runs: ModelRuns, now: float) -> DeviceTurn | None:
-        """Begin a turn, which the caller must `end`; return None if it would have to wait."""
+    def try_turn(self, runs: ModelRuns, clock: Callable[[], float]) -> DeviceTurn | None:
+        """Do as `turn` does, but return None if it would have to wait."""
         with self._changed:
             self._enqueue(runs)
             device = self._find_device(runs)
             if device is None:
                 self._waiting.remove(runs)
                 return None
-            turn = self._start(runs, device)
-        turn.started = now
-        return turn
+            return self._start(runs, device, clock)
 
     def end(self, turn: DeviceTurn, now: float) -> None:
         """End a turn, whose run is idle again."""
@@ -162,13 +170,14 @@ class DeviceScheduler:
         with self._changed:
             return dict(self._used_seconds)
 
-    def _start(self, runs: ModelRuns, device: str) -> DeviceTurn:
+    def _start(self, runs: ModelRuns, device: str, clock: Callable[[], float]) -> DeviceTurn:
+        turn = DeviceTurn(self, clock, runs, device)
         self._waiting.remove(runs)
         self._running.append(runs)
         self._devices[device].free_slots -= 1
         if self._waiting and any(use.free_slots for use in self._devices.values()):
             self._changed.notify_all()
-        return DeviceTurn(runs, device)
+        return turn
 
     def _charge(self, turn: DeviceTurn, now: float) -> None:
         """Count the time of a turn since it was last charged, and free its slot if it has one."""
@@ -183,19 +192,26 @@ class DeviceScheduler:
             use.free_slots += 1
 
     def _enqueue(self, runs: ModelRuns) -> None:
-        model, active = runs.model, {one.model for one in (*self._waiting, *self._running)}
-        if model not in active:
-            # A model that was idle has no claim on the time that it did not use.
-            least = min([self._used_seconds.get(one, 0.0) for one in active], default=0.0)
-            self._used_seconds[model] = max(self._used_seconds.get(model, 0.0), least)
+        model = runs.model
+        if self._waiting or self._running:
+            active = {one.model for one in (*self._waiting, *self._running)}
+            if model not in active:
+                # A model that was idle has no claim on the time that it did not use.
+                least = min([self._used_seconds.get(one, 0.0) for one in active])
+                self._used_seconds[model] = max(self._used_seconds.get(model, 0.0), least)
         self._waiting.append(runs)
 
     def _find_device(self, runs: ModelRuns) -> str | None:
         """Return the least loaded device where it is the turn of `runs`, None without one."""
+        alone = len(self._waiting) == 1
         best, least = None, (2.0, 0.0)
-        for device in runs.idle:
-            use = self._use(device)
-            if use.free_slots and use.load < least and self._next_runs(device) is runs:
+        for device, idle in runs.idle.items():
+            use = self._devices.get(device) or self._use(device)
+            if not (idle and use.free_slots) or not (alone or self._next_runs(device) is runs):
+                continue
+            if len(runs.idle) == 1:
+                return device
+            if use.load < least:
                 best, least = device, use.load
         return best
 

@@ -14,6 +14,7 @@ from msgspec import Meta
 from neurona_server.config.parsers import (
     Addresses,
     CollectorUrl,
+    DeviceNames,
     HostName,
     LogLevel,
     NamedFolder,
@@ -252,6 +253,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     require_gpu: Annotated[
         bool, Help("true: neither start nor load a model if no GPU can be used.")
     ] = False
+    devices: Annotated[
+        DeviceNames,
+        Help(
+            "GPUs to load each model on: all, or numbers or UUIDs separated by commas, as CUDA "
+            "lists them in this process. Each batch runs on the least loaded one. A model.toml may "
+            "override it."
+        ),
+    ] = DeviceNames("0")
     gpu_memory_bytes: Annotated[
         int,
         Meta(ge=0, le=MAX_BYTES),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from neurona_server.address import check_address
-from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.models.repository.settings import VersionPolicy, parse_devices
 
 
 class Addresses(str):
@@ -79,6 +79,14 @@ class ProviderNames(tuple[str, ...]):
         if not all(re.fullmatch("[a-z0-9_]+", name) for name in names):
             raise ValueError("expected names separated by commas, like cuda,cpu")
         return cls(dict.fromkeys(names))
+
+
+class DeviceNames(str):
+    """all, or numbers and UUIDs of CUDA devices, separated by commas; the driver has the list."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        return cls(parse_devices(text))
 
 
 class ProviderOptionTexts(tuple[tuple[str, str, str], ...]):

@@ -133,6 +133,7 @@ class Model:
         runs = [recorder.wrap(_cancellable_run(new_run, cancellation)) for _, new_run in new_runs]
         self.provider = session.provider
         self.devices = tuple(dict.fromkeys(one.device for one in self.sessions))
+        self.instances = options.instances  # on each device
         self.placement = session.placement
         self.signature = _signature(str(source), session, self.settings, reshapes["input"], runs[0])
         batched = self.signature.batched
@@ -149,6 +150,7 @@ class Model:
             watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
+        self.batcher.free_memory = session.free_device_memory
         inputs = self.signature.inputs
         started = time.monotonic()
         if not all(warm_up(inputs, run, self.batcher) for run in runs):
@@ -200,7 +202,7 @@ class Model:
         except ConfigError as error:
             raise LoadError(str(error)) from error
         for device in devices:
-            for _ in range(options.instances):
+            for _ in range(options.instances_by_gpu.get(device.number, options.instances)):
                 if load(device).device != device:  # but the CPU
                     break
         placed = [session for session in self.sessions if session.device in devices]

@@ -3,12 +3,13 @@
 The file is alone since both `model` and the server's assembly need it, and not each other.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models.onnx.provider_options import merge_options
-from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.runtime import COMPILING_PROVIDERS, RuntimeOptions
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.resources import available_cpus
 from neurona_server.telemetry.trace import BatchTracerFactory
@@ -21,7 +22,10 @@ class ModelOptions:
     policy: BatchPolicy = field(default_factory=BatchPolicy)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     instances: int = 1
+    """Sessions on each device."""
     tracer: BatchTracerFactory | None = None
+    instances_by_gpu: Mapping[int, int] = field(default_factory=dict)
+    """Sessions on GPUs that have another number of them, by the number of the GPU."""
 
 
 def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
@@ -49,7 +53,8 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
     policy, runtime = replace(options.policy, **overrides), options.runtime
     instances = settings.instances or options.instances
     if settings.threads is not None:
-        runtime = replace(runtime, threads=settings.threads)
+        gpu_threads = settings.threads or 1
+        runtime = replace(runtime, threads=settings.threads, gpu_threads=gpu_threads)
     elif settings.instances is not None:
         max_threads = max(1, available_cpus() // instances)
         runtime = replace(runtime, threads=min(runtime.threads or max_threads, max_threads))
@@ -58,4 +63,8 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         runtime = replace(runtime, provider_options=merged)
     if settings.providers is not None:
         runtime = replace(runtime, providers=settings.providers, gpu_expected=True)
-    return ModelOptions(policy, runtime, instances, options.tracer)
+    if COMPILING_PROVIDERS & {*runtime.providers} and settings.batched is not False:
+        runtime = replace(runtime, max_rows=policy.max_rows)
+    if settings.devices is not None:
+        runtime = replace(runtime, devices=settings.devices, gpu_expected=True)
+    return ModelOptions(policy, runtime, instances, options.tracer, settings.instances_by_gpu)

@@ -11,7 +11,12 @@ from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES, TensorError, decode
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.request import Array
-from neurona_server.errors import InvalidArgumentError, LoadError
+from neurona_server.errors import (
+    DeviceLostError,
+    DeviceMemoryError,
+    InvalidArgumentError,
+    LoadError,
+)
 from neurona_server.models.batching_check import Run
 from neurona_server.models.repository.settings import WarmUpInput, WarmUpSample
 from neurona_server.models.signature import Signature, TensorSpec
@@ -36,7 +41,12 @@ def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
         ) -> float:
             arrays = make_inputs(supposed, rows, size)
             started = time.perf_counter()
-            run(arrays)
+            try:
+                run(arrays)
+            except DeviceMemoryError:
+                batcher.record_out_of_memory(rows)
+                batcher.free_memory()
+                raise
             return time.perf_counter() - started
 
         try:
@@ -44,7 +54,11 @@ def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
             group = tuple([array.shape[1:] for array in row.values()])
             batcher.cost_model.measure(time_run, group)
             batcher.padding.measure(time_run, batcher.cost_model.seconds)
+        except DeviceLostError:
+            raise
         except Exception as error:  # the model does not support this size, perhaps another one
+            if isinstance(error, DeviceMemoryError) and batcher.cost_model.seconds:
+                return True  # larger batches do not fit
             log.debug("cannot warm up with free axes of %d: %s", size, error)
         else:
             batcher.tune()

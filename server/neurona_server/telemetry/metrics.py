@@ -52,6 +52,7 @@ from neurona_server.telemetry.connection_metrics import (
     ConnectionState,
 )
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
+from neurona_server.telemetry.run_failure_metrics import RunFailureMetrics
 from neurona_server.telemetry.run_statistics import RunPhaseCollector, RunStatistics
 from neurona_server.telemetry.triton_metrics import TritonMetricsCollector, VersionTotals
 
@@ -173,11 +174,7 @@ class Metrics:
         # Runs.
         self.rows = counter("rows", "Rows run, padding excluded.")
         self.padding_rows = counter("padding_rows", "Padding rows added to reach a batch size.")
-        self.terminated_runs = counter(
-            "terminated_runs",
-            "Runs terminated because all of their requests were cancelled, because they kept the "
-            "transport thread from other work, or because of max_run_seconds.",
-        )
+        self.run_failures = RunFailureMetrics(registry, VERSION_LABELS)
         self.batch_rows = histogram("batch_rows", "Rows in a run, padding excluded.", ROWS_BUCKETS)
         self.batch_requests = histogram("batch_requests", "Requests in a run.", ROWS_BUCKETS)
         self.run_seconds = histogram(
@@ -244,10 +241,10 @@ class Metrics:
             self.spans.labels(outcome)
 
         self._version_series: list[_VersionSeries] = [
-            *(self.requests, self.rows, self.padding_rows, self.terminated_runs, self.batch_rows),
+            *(self.requests, self.rows, self.padding_rows, self.batch_rows),
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
-            self.overdue_runs,
+            *(self.overdue_runs, *self.run_failures.version_series),
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
             *(self.shadows, self.nodes, self.degraded, self.displaced_requests),
         ]
@@ -376,7 +373,9 @@ class ModelMetrics:
         self._request_seconds = metrics.request_seconds.series(
             *self._labels, self.outcomes["ok"].inc
         )
-        self.terminated_runs = metrics.terminated_runs.labels(*self._labels)
+        failures = metrics.run_failures
+        self.terminated_runs = failures.terminated_runs.labels(*self._labels)
+        self.out_of_memory_runs = failures.out_of_memory_runs.labels(*self._labels)
         self.displaced_requests = metrics.displaced_requests.labels(*self._labels)
         self.inline = metrics.inline.labels(*self._labels)
         self.overdue_runs = metrics.overdue_runs.labels(*self._labels)

@@ -1,4 +1,7 @@
 import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 from support.fakes import Clock
@@ -71,3 +74,111 @@ def test_turn_that_gave_its_slot_up_leaves_the_accounts_right():
         clock.now += 4
     assert share.use("cpu").free_slots == 1
     assert share.used_seconds() == {"endless": 15.0, "other": 1.0}
+
+
+def on_gpus(model, *numbers, count=2):
+    return ModelRuns(model, [(f"cuda:{n}", f"{model}{n}") for n in numbers for _ in range(count)])
+
+
+class TestSeveralDevices:
+    @pytest.fixture
+    def scheduler(self):
+        return DeviceScheduler(2, {"cpu": 1})
+
+    def test_the_least_loaded_device_is_chosen(self, scheduler):
+        clock, runs, devices = Clock(), on_gpus("a", 0, 1, 2), []
+        with ExitStack() as stack:
+            for _ in range(6):
+                turn = stack.enter_context(scheduler.turn(runs, clock))
+                assert turn.new_run == f"a{turn.device[-1]}"
+                devices.append(turn.device)
+            assert scheduler.try_turn(runs, clock) is None
+        assert devices == ["cuda:0", "cuda:1", "cuda:2"] * 2
+
+    def test_of_equally_loaded_devices_the_least_used_is_chosen(self, scheduler):
+        clock, runs, devices = Clock(), on_gpus("a", 0, 1), []
+        for seconds in (3, 1, 1, 1, 1):
+            with scheduler.turn(runs, clock) as turn:
+                devices.append(turn.device)
+                clock.now += seconds
+        assert devices == ["cuda:0", "cuda:1", "cuda:1", "cuda:1", "cuda:0"]
+
+    def test_each_device_has_slots_of_its_own(self, scheduler):
+        clock = Clock()
+        with scheduler.turn(on_cpu("a"), clock):
+            assert scheduler.try_turn(on_cpu("b"), clock) is None
+            with scheduler.turn(on_gpus("b", 0), clock), scheduler.turn(on_gpus("c", 0), clock):
+                assert scheduler.use("cuda:0").free_slots == 0
+
+    def test_a_model_has_no_more_turns_than_runs(self, scheduler):
+        clock, runs = Clock(), on_gpus("a", 0, count=1)
+        turn = scheduler.try_turn(runs, clock)
+        assert scheduler.try_turn(runs, clock) is None
+        scheduler.give_up_slot(turn, clock.now)  # its run goes on
+        assert scheduler.use("cuda:0").free_slots == 2
+        assert scheduler.try_turn(runs, clock) is None
+        scheduler.end(turn, clock.now)
+        assert scheduler.try_turn(runs, clock) is not None
+
+    def test_two_versions_of_a_name_have_runs_of_their_own(self, scheduler):
+        """As while a file is replaced: the new version must not wait for the old one's runs."""
+        clock, old, new = Clock(), on_cpu("a", 1), on_gpus("a", 0, count=1)
+        with scheduler.turn(old, clock), scheduler.turn(new, clock) as turn:
+            assert turn.device == "cuda:0"
+        scheduler.remove("a")
+
+    def test_who_waits_for_another_device_holds_nobody_up(self, scheduler):
+        clock, order = Clock(), []
+        busy, free = on_gpus("busy", 0), on_gpus("free", 0, 1)
+
+        def wait_for_the_first_device():
+            with scheduler.turn(on_gpus("waiting", 0), clock):
+                order.append("waiting")
+
+        thread = threading.Thread(target=wait_for_the_first_device)
+        with scheduler.turn(busy, clock), scheduler.turn(busy, clock):
+            thread.start()
+            while not scheduler._waiting:
+                time.sleep(0.001)
+            clock.now += 1
+            with scheduler.turn(free, clock) as turn:  # has used more than who waits
+                order.append(turn.device)
+        thread.join(10)
+        assert order == ["cuda:1", "waiting"]
+
+    def test_no_waiting_model_is_forgotten(self, scheduler):
+        """Many threads of models on overlapping devices all get turns, each with its own run."""
+        in_use = Counter()
+        models = [on_gpus("a", 0, 1), on_gpus("b", 1, 2), on_gpus("c", 0, 2, count=1)]
+        models += [on_cpu("d", 2), on_gpus("e", 2)]
+        runs_left = Counter(dict.fromkeys(range(len(models)), 300))
+        lock, problems = threading.Lock(), []
+
+        def serve(number):
+            while True:
+                with lock:
+                    if not runs_left[number]:
+                        return
+                    runs_left[number] -= 1
+                with scheduler.turn(models[number], time.monotonic) as turn:
+                    in_use[turn.device] += 1
+                    if in_use[turn.device] > 2:
+                        problems.append(turn.device)
+                    if runs_left[number] % 50 == 0:
+                        scheduler.give_up_slot(turn, time.monotonic())
+                        in_use[turn.device] -= 1
+                    else:
+                        time.sleep(0.0001)
+                        in_use[turn.device] -= 1
+
+        threads = [threading.Thread(target=serve, args=(n % len(models),)) for n in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert problems == []
+        assert [runs.total for runs in models] == [
+            sum(map(len, runs.idle.values())) for runs in models
+        ]
+        assert scheduler.use("cuda:0").free_slots == 2

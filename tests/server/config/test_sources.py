@@ -70,6 +70,7 @@ def test_every_option_can_be_set_in_every_source():
         "strict_readiness": "true",
         "load_check": "false",
         "providers": "cuda,cpu",
+        "devices": "0, GPU-1",
         "provider_options": "cuda.use_tf32=0",
         "require_gpu": "true",
         "arena": "false",
@@ -137,6 +138,11 @@ def test_every_option_can_be_set_in_every_source():
         ([*REPOSITORY, "--max-message-bytes", "4294967296"], {}, "max_message_bytes is 4294967"),
         ([*REPOSITORY, "--drain-delay-ms", "99999999999999"], {}, "drain_delay_ms is 99999"),
         ([*REPOSITORY, "--latency-objective-ms", "nan"], {}, "latency_objective_ms is nan"),
+        (
+            [*REPOSITORY, "--devices", "0,-1"],
+            {},
+            r"devices is '0,-1' \(expected \"all\", or numbers",
+        ),
         ([*REPOSITORY, "--providers", "cuda;cpu"], {}, r"providers is 'cuda;cpu' \(expected names"),
         (
             [*REPOSITORY, "--require-gpu", "yes"],

@@ -375,16 +375,44 @@ def test_options_of_one_model():
         instances=8,
         threads=9,
         providers=("cpu",),
+        devices="0,1",
+        instances_by_gpu={1: 9},
     )
     policy = BatchPolicy(3, 4, 5, 0.006, 0.007, inline=False, max_run_seconds=10)
+    runtime = RuntimeOptions(
+        threads=9, gpu_threads=9, providers=("cpu",), gpu_expected=True, devices="0,1"
+    )
     assert options_for(settings, options) == ModelOptions(
-        policy, RuntimeOptions(threads=9, providers=("cpu",), gpu_expected=True), 8
+        policy, runtime, 8, instances_by_gpu={1: 9}
     )
     off = ModelSettings(
         max_delay_ms=0, latency_objective_ms=0, inline="auto", max_run_seconds=0, threads=0
     )
     expected = BatchPolicy(3, 4, 5, max_run_seconds=0)
     assert options_for(off, ModelOptions(policy)) == ModelOptions(expected)
+
+
+def test_provider_options_of_one_model():
+    server = {"cuda": {"use_tf32": "0", "prefer_nhwc": "1"}}
+    options = ModelOptions(runtime=RuntimeOptions(provider_options=server))
+    assert options_for(ModelSettings(), options).runtime.provider_options == server
+    settings = ModelSettings(provider_options={"cuda": {"use_tf32": "1"}})
+    assert options_for(settings, options).runtime.provider_options == {
+        "cuda": {"use_tf32": "1", "prefer_nhwc": "1"}
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_rows"),
+    [
+        (ModelSettings(), 0),
+        (ModelSettings(providers=("tensorrt", "cuda")), 64),
+        (ModelSettings(providers=("tensorrt", "cuda"), max_batch_rows=3), 3),
+        (ModelSettings(providers=("tensorrt", "cuda"), batched=False), 0),
+    ],
+)
+def test_a_provider_that_compiles_gets_the_largest_batch(settings, max_rows):
+    assert options_for(settings, ModelOptions()).runtime.max_rows == max_rows
 
 
 def test_instances_share_the_cpus(monkeypatch):

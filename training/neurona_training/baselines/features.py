@@ -333,8 +333,8 @@ class NGrams(nn.Module):
                 torch.from_numpy(codes[rows]),
                 None if lengths is None else torch.from_numpy(lengths[rows]),
             )
-            for group, known in zip(groups.numpy(), inside.numpy(), strict=True):
-                texts[np.unique(group[known])] += 1
+            for group, in_text in zip(groups.numpy(), inside.numpy(), strict=True):
+                texts[np.unique(group[in_text])] += 1
         order = np.argsort(-texts, kind="stable")[: min(_MAX_NGRAMS, np.count_nonzero(texts))]
         self.table = torch.zeros(len(self.table), dtype=torch.int32)  # 0: not among them
         self.table[order] = torch.arange(1, len(order) + 1, dtype=torch.int32)
@@ -360,10 +360,10 @@ class NGrams(nn.Module):
         unknown, begin, end = self.base - 3, self.base - 2, self.base - 1
         count = lengths.long()[:, None]
         step = torch.arange(time + 1, device=codes.device)
-        known = codes.long()
-        known = torch.where((known >= 0) & (known < unknown), known, unknown)
-        edge = torch.full_like(known[:, :1], end)
-        texts = torch.where(step < count, torch.cat([known, edge], dim=1), end)
+        texts = codes.long()
+        texts = torch.where((texts >= 0) & (texts < unknown), texts, unknown)
+        edge = torch.full_like(texts[:, :1], end)
+        texts = torch.where(step < count, torch.cat([texts, edge], dim=1), end)
         texts = torch.cat([torch.full_like(edge, begin), texts], dim=1)
         groups, inside, first = [], [], 0
         for size in self.sizes:

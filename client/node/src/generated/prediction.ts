@@ -318,11 +318,28 @@ export interface VersionState {
   nodes: { [key: string]: number };
   /** Why it does not run on the intended device, such as a GPU; empty if it does. */
   degraded: string;
+  /**
+   * The devices that it is loaded on, the least loaded of which runs a batch. Empty if it is not
+   * loaded.
+   */
+  devices: Device[];
 }
 
 export interface VersionState_NodesEntry {
   key: string;
   value: number;
+}
+
+/** A device that models run on: the CPU or a GPU, which may be a slice of one (MIG). */
+export interface Device {
+  /** "cpu", or "cuda:" and the number that CUDA gives the GPU in the server's process. */
+  label: string;
+  /** The name of the product, for example NVIDIA H200; empty for the CPU. */
+  name: string;
+  /** The GPU's unique name, which begins with GPU- or MIG-; empty for the CPU. */
+  uuid: string;
+  /** Its memory in bytes; 0 for the CPU. */
+  memoryBytes: number;
 }
 
 /** The request of Models.Load. */
@@ -1933,6 +1950,7 @@ function createBaseVersionState(): VersionState {
     shadow: false,
     nodes: {},
     degraded: "",
+    devices: [],
   };
 }
 
@@ -1964,6 +1982,9 @@ export const VersionState: MessageFns<VersionState> = {
     });
     if (message.degraded !== "") {
       writer.uint32(74).string(message.degraded);
+    }
+    for (const v of message.devices) {
+      Device.encode(v!, writer.uint32(82).fork()).join();
     }
     return writer;
   },
@@ -2056,6 +2077,14 @@ export const VersionState: MessageFns<VersionState> = {
             message.degraded = reader.string();
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.devices.push(Device.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2090,6 +2119,7 @@ export const VersionState: MessageFns<VersionState> = {
       {},
     );
     message.degraded = object.degraded ?? "";
+    message.devices = object.devices?.map((e) => Device.fromPartial(e)) || [];
     return message;
   },
 };
@@ -2157,6 +2187,97 @@ export const VersionState_NodesEntry: MessageFns<VersionState_NodesEntry> = {
     const message = createBaseVersionState_NodesEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? 0;
+    return message;
+  },
+};
+
+function createBaseDevice(): Device {
+  return { label: "", name: "", uuid: "", memoryBytes: 0 };
+}
+
+export const Device: MessageFns<Device> = {
+  encode(message: Device, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.label !== "") {
+      writer.uint32(10).string(message.label);
+    }
+    if (message.name !== "") {
+      writer.uint32(18).string(message.name);
+    }
+    if (message.uuid !== "") {
+      writer.uint32(26).string(message.uuid);
+    }
+    if (message.memoryBytes !== 0) {
+      writer.uint32(32).uint64(message.memoryBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Device {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDevice();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.label = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.uuid = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.memoryBytes = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Device>): Device {
+    return Device.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Device>): Device {
+    const message = createBaseDevice();
+    message.label = object.label ?? "";
+    message.name = object.name ?? "";
+    message.uuid = object.uuid ?? "";
+    message.memoryBytes = object.memoryBytes ?? 0;
     return message;
   },
 };

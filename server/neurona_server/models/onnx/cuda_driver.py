@@ -1,10 +1,11 @@
-"""NVIDIA's driver library, called by ctypes: devices, page-locked and device memory.
+"""NVIDIA's driver library, called by ctypes: devices, page-locked and device memory, streams.
 
 It is the library that each NVIDIA driver installs (libcuda.so.1, nvcuda.dll), so that no package of
 CUDA is needed. Types, constants and the meaning of each call are from the CUDA driver API
 (https://docs.nvidia.com/cuda/cuda-driver-api/), whose function each method names. Calls work in a
 device's primary context, the one that ONNX Runtime uses too, and release the GIL. Written from the
-specification and tested with a stand-in for the library; not run on a GPU yet.
+specification and tested with a stand-in for the library; not run on a GPU yet. It is one file since
+all of it is one library with one way to call it.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ import sys
 import threading
 import uuid as uuids
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,8 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRI
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for the contexts of all devices
 _LAZY_ENABLE_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only value allowed
 _DEFAULT_STREAM = None
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, nor that for it
+_CAPTURE_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 _INVALID_VALUE = 1  # CUDA_ERROR_INVALID_VALUE
 _NOT_FOUND = 500  # CUDA_ERROR_NOT_FOUND: "named symbol not found"
@@ -116,7 +119,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuCtxPushCurrent_v2": (ctypes.c_void_p,),
     "cuCtxPopCurrent_v2": (ctypes.POINTER(ctypes.c_void_p),),
     "cuCtxSynchronize": (),
+    "cuStreamCreate": (ctypes.POINTER(ctypes.c_void_p), ctypes.c_uint),
+    "cuStreamDestroy_v2": (ctypes.c_void_p,),
     "cuStreamSynchronize": (ctypes.c_void_p,),
+    "cuThreadExchangeStreamCaptureMode": (ctypes.POINTER(ctypes.c_int),),
     "cuMemGetInfo_v2": (ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)),
     "cuMemAlloc_v2": (ctypes.POINTER(_Pointer), ctypes.c_size_t),
     "cuMemFree_v2": (_Pointer,),
@@ -133,6 +139,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoD_v2": (_Pointer, ctypes.c_void_p, ctypes.c_size_t),
     "cuMemcpyDtoH_v2": (ctypes.c_void_p, _Pointer, ctypes.c_size_t),
     "cuMemcpyDtoD_v2": (_Pointer, _Pointer, ctypes.c_size_t),
+    "cuMemcpyHtoDAsync_v2": (_Pointer, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p),
+    "cuMemcpyDtoHAsync_v2": (ctypes.c_void_p, _Pointer, ctypes.c_size_t, ctypes.c_void_p),
 }
 
 
@@ -193,6 +201,50 @@ class DeviceMemory:
             )
 
 
+class CudaStream:
+    """A queue of copies between the host and a device, beside what else the device does.
+
+    For one thread at a time. It is given back when it is collected.
+    """
+
+    def __init__(
+        self,
+        driver: "CudaDriver",
+        number: int,
+        handle: ctypes.c_void_p,
+        release: Callable[[], None],
+    ) -> None:
+        self._driver = driver
+        self._number = number
+        self._handle = handle
+        weakref.finalize(self, release).atexit = False  # as in DeviceMemory
+
+    def copy_in(self, copies: Sequence[tuple[int, np.ndarray[Any, Any]]]) -> None:
+        """Copy contiguous arrays to addresses on the device; return when they are there."""
+        self._copy(
+            "cuMemcpyHtoDAsync_v2",
+            [(address, array.ctypes.data, array.nbytes) for address, array in copies],
+        )
+
+    def copy_out(self, copies: Sequence[tuple[np.ndarray[Any, Any], int]]) -> None:
+        """Fill contiguous arrays from addresses on the device; return when they are filled."""
+        self._copy(
+            "cuMemcpyDtoHAsync_v2",
+            [(array.ctypes.data, address, array.nbytes) for array, address in copies],
+        )
+
+    def _copy(self, function: str, copies: Sequence[tuple[int, int, int]]) -> None:
+        if not copies:
+            return
+        driver = self._driver
+        with driver.context(self._number):
+            try:
+                for target, source, nbytes in copies:
+                    driver._call(function, target, source, nbytes, self._handle)
+            finally:  # after an error too: the arrays may be freed then
+                driver._call("cuStreamSynchronize", self._handle)
+
+
 class CudaDriver:
     """The driver; `load_driver` returns it. Its methods may be called in any thread.
 
@@ -204,6 +256,7 @@ class CudaDriver:
         self._library = library
         self._functions: dict[str, Any] = {}
         self._contexts: dict[int, ctypes.c_void_p] = {}
+        self._thread = threading.local()
         self._lock = threading.Lock()
 
     @property
@@ -245,11 +298,26 @@ class CudaDriver:
         """
         self._call("cuCtxPushCurrent_v2", self._primary_context(number))
         try:
+            self.relax_capture_mode()
             yield
         finally:
             # Its result says nothing new: after an error of the body, it may be that error again.
             function = self._function("cuCtxPopCurrent_v2")
             function(ctypes.byref(ctypes.c_void_p()))
+
+    def relax_capture_mode(self) -> None:
+        """Let the calling thread go on as usual while another one captures a CUDA graph.
+
+        ONNX Runtime captures in the mode in which no other thread may allocate device memory, or
+        copy on the default stream (CU_STREAM_CAPTURE_MODE_GLOBAL): such a call fails. In relaxed
+        mode it does not, and is no part of the graph (cuThreadExchangeStreamCaptureMode).
+        """
+        if getattr(self._thread, "relaxed", False):
+            return
+        self._thread.relaxed = True
+        if self._function("cuThreadExchangeStreamCaptureMode") is not None:  # CUDA 10.1 and later
+            mode = ctypes.c_int(_CAPTURE_RELAXED)
+            self._call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
     def synchronize(self, number: int) -> None:
         """Wait for all work on a device; an error of earlier work is raised here too.
@@ -289,6 +357,15 @@ class CudaDriver:
         with self.context(number):
             self._call("cuMemAlloc_v2", ctypes.byref(address), nbytes)
         return self._memory(number, address.value, nbytes, "cuMemFree_v2")
+
+    def new_stream(self, number: int) -> CudaStream:
+        """Make a stream for copies that go on beside all other work (cuStreamCreate)."""
+        handle = ctypes.c_void_p()
+        with self.context(number):
+            self._call("cuStreamCreate", ctypes.byref(handle), _NON_BLOCKING)
+        return CudaStream(
+            self, number, handle, lambda: self._release(number, "cuStreamDestroy_v2", handle)
+        )
 
     def ipc_handle(self, memory: DeviceMemory) -> bytes:
         """Return the handle by which another process can open memory (cuIpcGetMemHandle)."""

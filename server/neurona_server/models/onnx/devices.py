@@ -4,11 +4,16 @@ A CUDA device is a GPU or, in MIG mode, a slice of one. Numbers are those that C
 this process: CUDA_VISIBLE_DEVICES may hide and reorder what the machine has.
 """
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from neurona_server.errors import ConfigError
+from neurona_server.models.onnx import cuda_driver
+
+log = logging.getLogger(__name__)
 
 ALL = "all"
 """The value of the option `devices` for all of them."""
@@ -43,9 +48,42 @@ class Device:
 CPU_DEVICE = Device("cpu")
 
 
-def cuda_devices() -> tuple[Device, ...]:
-    """Return the CUDA devices of this process; none if the driver does not report them."""
-    return ()
+class DeviceTable:
+    """The CUDA devices of this process, which are read once, when they are first needed.
+
+    CUDA keeps the list from its start to the end of the process, whatever becomes of a device.
+    """
+
+    def __init__(self, read: Callable[[], Sequence[Device]] | None = None) -> None:
+        self._read = read or read_cuda_devices
+        self._devices: tuple[Device, ...] | None = None
+        self._lock = threading.Lock()
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return all devices, in the order of their numbers; none without a working driver."""
+        with self._lock:
+            if self._devices is None:
+                self._devices = tuple(self._read())
+            return self._devices
+
+    def usable(self) -> tuple[Device, ...]:
+        """Return the devices that models can be loaded on."""
+        return self.devices()
+
+
+def read_cuda_devices() -> Sequence[Device]:
+    """Ask the driver for the devices of this process; return none if it cannot be used."""
+    try:
+        driver = cuda_driver.load_driver()
+        reports = [driver.device(number) for number in range(driver.device_count())]
+    except cuda_driver.CudaDriverError as error:
+        log.info("no CUDA devices: %s", error)
+        return ()
+    return [Device("cuda", one.number, one.name, one.uuid, one.total_bytes) for one in reports]
+
+
+DEVICES = DeviceTable()
+"""Those of this process; there is one table since a device that is lost is lost for all of it."""
 
 
 def choose_devices(

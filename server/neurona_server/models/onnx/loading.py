@@ -11,13 +11,15 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnxruntime
 
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import graph_cache, runtime
+from neurona_server.models.onnx.compiling import find_compiler
+from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.external_data import (
     COPY_BYTES,
     MAX_TENSOR_BYTES,
@@ -28,7 +30,8 @@ from neurona_server.models.onnx.external_data import (
     temporary_copy,
 )
 from neurona_server.models.onnx.model_file import GraphOutline, read_outline
-from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
+from neurona_server.models.onnx.runtime import CPU, Provider, RuntimeOptions
+from neurona_server.models.onnx.trial_run import try_run
 
 log = logging.getLogger(__name__)
 
@@ -49,25 +52,34 @@ _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 _MEMORY = Path("/dev/shm")  # noqa: S108  its folder is private
 
 
+class LoadedModel(NamedTuple):
+    """A session and what its load has shown."""
+
+    session: onnxruntime.InferenceSession
+    outline: GraphOutline
+    problem: str = ""
+    """Why the first of its providers could not load or run it, if that was tried."""
+
+    engines: EngineFolder | None = None
+    """Where its provider keeps what it has compiled."""
+
+
 def load(
     path: Path,
     options: RuntimeOptions,
     threads: int,
     cancellation: LoadCancellation,
     device: int = 0,
-) -> tuple[onnxruntime.InferenceSession, GraphOutline]:
-    """Load the model at `path`, on the CPU if it cannot be loaded on a GPU.
+) -> LoadedModel:
+    """Load the model at `path` with the first of its providers that can load and run it.
 
     Args:
         path: The model's file.
         options: How it is run.
-        threads: CPU threads of one run.
+        threads: CPU threads of one run on the CPU.
         cancellation: Ends the load early, where ONNX Runtime looks for that: between the steps in
             which it optimises the graph.
         device: Number of the CUDA device, for providers that use one.
-
-    Returns:
-        The session, and the outline of the file.
 
     Raises:
         LoadError: The file is not a model, ONNX Runtime cannot load it, or the load is cancelled.
@@ -79,17 +91,10 @@ def load(
         raise LoadError(f"none of its providers ({names}) is available")
     loader = _Loader(path, outline, options, threads, cancellation)
     try:
-        try:
-            return loader.load(providers), outline
-        except Exception as error:  # ONNX Runtime raises a class of its own for each status
-            if isinstance(error, LoadError) or CPU not in providers or providers == [CPU]:
-                raise
-            cancellation.raise_if_cancelled()
-            log.warning("%s: cannot be loaded on a GPU: %s", path, error)
-            return loader.load([CPU]), outline
+        return loader.load(providers)
     except (LoadError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime raises a class of its own for each status
         cancellation.raise_if_cancelled()
         log.info("%s: %s", path, error)
         reason = public_reason(error, path)
@@ -125,7 +130,60 @@ class _Loader:
         self._threads = threads
         self._cancellation = cancellation
 
-    def load(self, providers: list[Any]) -> onnxruntime.InferenceSession:
+    def load(self, providers: list[Provider]) -> LoadedModel:
+        """Load with all providers; while the first of them fails, without it.
+
+        The CPU is the last resort: what it cannot load fails. A provider that loads the model but
+        fails in its first run is kept only if the other ones fail in that run, too.
+        """
+        refused: LoadedModel | None = None  # the first that loaded the model and could not run it
+        problem = ""
+        while True:
+            name = runtime.full_name(providers[0])
+            rest = [] if name == CPU else providers[1:]
+            try:
+                loaded = self._load(providers)
+            except Exception as failure:
+                self._cancellation.raise_if_cancelled()
+                if isinstance(failure, LoadError) or not rest:
+                    if refused is not None:
+                        return refused
+                    raise
+                reason = public_reason(failure, self._path)
+                log.warning("%s: cannot be loaded by %s: %s", self._path, name, failure)
+                problem = problem or f"{runtime.short_name(name)} could not load it: {reason}"
+                providers = rest
+                continue
+            started = loaded.session.get_providers()[0]
+            if started == CPU != name and rest:
+                # ONNX Runtime has logged why; on the CPU it gets more threads, and the cache.
+                providers = [CPU] if CPU in map(runtime.full_name, rest) else rest
+                continue
+            if started == CPU and refused is None:
+                return loaded._replace(problem=problem)
+            # The largest first: TensorRT may compile for all shapes between it and the next one.
+            largest = self._options.max_rows if loaded.engines is not None else 0
+            error = try_run(loaded.session, self._cancellation, largest)
+            if error is None:
+                return loaded._replace(problem=problem)
+            refused = refused or loaded._replace(problem=problem)
+            if not rest:
+                return refused
+            log.warning("%s: %s fails in its first run: %s", self._path, started, error)
+            reason = public_reason(error, self._path)
+            problem = problem or f"{runtime.short_name(started)} could not run it: {reason}"
+            providers = rest
+
+    def _load(self, providers: list[Provider]) -> LoadedModel:
+        compiler = find_compiler(
+            providers, self._path, self._outline.external, self._options, self._cancellation
+        )
+        if compiler is None:
+            return LoadedModel(self._load_session(providers), self._outline)
+        session, engines = compiler.load(self._load_session)
+        return LoadedModel(session, self._outline, engines=engines)
+
+    def _load_session(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
         if self._outline.external:
             return self._load_with_external_data(providers)
         folder = self._options.cache
@@ -138,7 +196,7 @@ class _Loader:
             return self._load_through_cache(cache, providers)
         return self._open(os.fspath(self._path), providers)
 
-    def _load_with_external_data(self, providers: list[Any]) -> onnxruntime.InferenceSession:
+    def _load_with_external_data(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
         files = find_external(self._path, self._outline.external)
         settings = self._settings()
         # onnxruntime 1.24 and later. It does not reach into graphs inside nodes, and 1.24 looks
@@ -165,11 +223,11 @@ class _Loader:
         return self._open(self._read_model(), providers, settings)
 
     def _load_through_cache(
-        self, cache: graph_cache.GraphCache, providers: list[Any]
+        self, cache: graph_cache.GraphCache, providers: list[Provider]
     ) -> onnxruntime.InferenceSession:
         content = self._read_model()  # hashed and optimised from one read of the file
         key = graph_cache.cache_key(
-            content, onnxruntime.__version__, onnxruntime.get_build_info(), *providers
+            content, onnxruntime.__version__, onnxruntime.get_build_info(), CPU
         )
         entry = cache.get(key)
         if entry == b"":
@@ -203,10 +261,12 @@ class _Loader:
     def _open(
         self,
         model: str | bytes,
-        providers: list[Any],
+        providers: list[Provider],
         settings: onnxruntime.SessionOptions | None = None,
     ) -> onnxruntime.InferenceSession:
         settings = settings or self._settings()
+        if runtime.full_name(providers[0]) in runtime.CUDA_PROVIDERS:
+            settings.intra_op_num_threads = self._options.gpu_threads
         # onnxruntime 1.24 and later.
         set_flag = getattr(settings, "set_load_cancellation_flag", lambda _: None)
         with self._cancellation.interrupting(lambda: set_flag(True)):
@@ -240,7 +300,7 @@ class _Loader:
         return settings
 
     def _load_copy(
-        self, files: Mapping[str, Path], nbytes: int, providers: list[Any]
+        self, files: Mapping[str, Path], nbytes: int, providers: list[Provider]
     ) -> onnxruntime.InferenceSession:
         """Load a copy of the model and its external data, of `nbytes`."""
         folders = [Path(tempfile.gettempdir())]

@@ -296,7 +296,7 @@ def allows_cuda_graphs(options: ProviderOptions) -> bool:
     return options.get("cuda", {}).get("enable_cuda_graph") != "0"
 
 
-def write_flag(provider: str, value: bool) -> str:
+def write_flag(provider: str, *, value: bool) -> str:
     """Return a flag as the provider takes it."""
     return _PROVIDERS.get(provider, _ProviderKeys()).flags[value]
 

@@ -4,31 +4,25 @@ Providers are ONNX Runtime's execution providers. Options and messages use short
 for CUDAExecutionProvider.
 """
 
-import ctypes
 import logging
-import sys
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
 from neurona_server.errors import ConfigError
-from neurona_server.models.onnx.devices import (
-    CPU_DEVICE,
-    FIRST,
-    Device,
-    choose_devices,
-    cuda_devices,
-)
+from neurona_server.models.onnx import devices, gpu_installation
+from neurona_server.models.onnx.devices import CPU_DEVICE, FIRST, Device, choose_devices
+from neurona_server.models.onnx.gpu_facts import CUDA_PROVIDER, has_cuda_driver, runtime_packages
+from neurona_server.models.onnx.gpu_installation import explain_build
 from neurona_server.models.onnx.provider_options import ProviderOptions, cuda_options
 
 log = logging.getLogger(__name__)
 
-CUDA = "CUDAExecutionProvider"
+CUDA = CUDA_PROVIDER
 CPU = "CPUExecutionProvider"
 DEFAULT_PROVIDERS = ("cuda", "cpu")
 
@@ -39,18 +33,14 @@ Provider = str | tuple[str, dict[str, Any]]
 """A provider as ONNX Runtime takes it: its name, or its name and options."""
 
 _SUFFIX = "ExecutionProvider"
+COMPILING_PROVIDERS = {"tensorrt", "nvtensorrtrtx"}
+"""Short names of those that compile a model for the shapes that it will get."""
+
 _NEED_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 CUDA_PROVIDERS = (CUDA, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 """The providers that run models on a CUDA device."""
 
 _SAME_AS_REQUESTED = 1  # arena_extend_strategy: grow by what is needed, not by doubling
-
-# y = -x for one float, as ONNX (opset 13): the smallest model that a device must run.
-_PROBE = (
-    b'\x08\x07:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01g'
-    b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
-    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
-)
 
 
 @dataclass(frozen=True)
@@ -95,26 +85,19 @@ class RuntimeOptions:
 
     With a limit, they share one arena whatever `arena` says."""
 
+    gpu_threads: int = 1
+    """CPU threads of one run on a GPU: they only start kernels, one after the other."""
+
+    max_rows: int = 0
+    """Rows of the largest batch, for providers that compile; 0: requests do not share runs."""
+
     cache: Path | None = None
-    """Folder of optimised graphs."""
-
-
-RUNTIME_PACKAGES = (
-    *("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-migraphx"),
-    *("onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-rocm", "onnxruntime-training"),
-)
-"""Packages of PyPI that hold a folder `onnxruntime`."""
+    """Folder of optimised graphs, and of what providers compile."""
 
 
 def runtime_version() -> str:
     version: str = onnxruntime.__version__
     return version
-
-
-def runtime_packages() -> list[str]:
-    """Return the names of the packages that bring an ONNX Runtime; two overwrite each other."""
-    site = Path(onnxruntime.__file__).parents[1]
-    return [name for name in RUNTIME_PACKAGES if any(site.glob(f"{name.replace('-', '_')}-[0-9]*"))]
 
 
 def describe_runtime() -> tuple[str, ...]:
@@ -134,8 +117,13 @@ def check_options(options: RuntimeOptions) -> None:
     check_provider_names([*options.provider_options], existing, "provider_options")
     if options.cpu_memory_bytes:
         limit_cpu_memory(options.cpu_memory_bytes)
-    if options.require_gpu and (reason := probe_gpu()):
+    find_devices(options)
+    if options.require_gpu and (reason := missing_gpu_reason(options)):
         raise ConfigError(f"option require_gpu is set, but {reason}")
+
+
+def full_name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
 
 
 def short_name(provider: str) -> str:
@@ -155,15 +143,12 @@ def check_provider_names(
 
 
 def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]:
-    """Return the providers for a session, and load the libraries that they need.
+    """Return the providers for a session; the libraries that they need are loaded then.
 
     `device` is the number of the CUDA device that it is loaded on.
     """
     available = onnxruntime.get_available_providers()
-    providers = choose_providers(options, available, has_cuda_driver(), device)
-    if any(name != CPU for name in map(_full_name, providers)):
-        _preload_libraries()
-    return providers
+    return choose_providers(options, available, _can_use_gpu(options, device), device)
 
 
 def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
@@ -172,18 +157,20 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     Raises:
         ConfigError: The options name a device that there is not.
     """
-    providers = choose_providers(options, onnxruntime.get_available_providers(), has_cuda_driver())
-    if not any(_full_name(provider) in CUDA_PROVIDERS for provider in providers):
+    providers = choose_providers(
+        options, onnxruntime.get_available_providers(), _can_use_gpu(options)
+    )
+    if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
-    available = cuda_devices()
-    return choose_devices(options.devices, available) if available else (Device("cuda"),)
+    usable = devices.DEVICES.usable()
+    return choose_devices(options.devices, usable) if usable else (Device("cuda"),)
 
 
 def choose_providers(
     options: RuntimeOptions, available: Collection[str], driver: bool, device: int = 0
 ) -> list[Provider]:
-    """Return those of the options that are available, and whose driver is installed.
+    """Return those of the options that are available, and whose driver works.
 
     Those that need CUDA use the CUDA device with the number `device`.
     """
@@ -197,35 +184,41 @@ def choose_providers(
     return providers
 
 
-def explain_missing_gpu(available: Collection[str], driver: bool) -> str:
-    """Return why no GPU can be used, "" if nothing is missing."""
-    if "cuda" not in map(short_name, available):
-        return (
-            "this onnxruntime is built without CUDA (expected onnxruntime-gpu in its place: "
-            "pip uninstall onnxruntime, then pip install onnxruntime-gpu)"
-        )
-    if not driver:
-        return "this machine has no NVIDIA driver (libcuda cannot be loaded)"
-    return ""
+def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None = None) -> str:
+    """Return why this process cannot use a GPU, "" if a model has run on it.
 
-
-def missing_gpu_reason() -> str:
-    """Return why this process cannot use a GPU, "" if nothing is missing."""
-    return explain_missing_gpu(onnxruntime.get_available_providers(), has_cuda_driver())
-
-
-def probe_gpu() -> str:
-    """Run a model on the GPU; return why that fails, "" if it works."""
-    if reason := missing_gpu_reason():
+    Args:
+        options: How models are run; None: the defaults.
+        device: Number of the CUDA device; None: any one.
+    """
+    options = options or RuntimeOptions()
+    available = onnxruntime.get_available_providers()
+    names = [short_name(provider) for provider in available]
+    if not needs_gpu([name for name in options.providers if name in names]) and (
+        reason := explain_build(available, runtime_packages())
+    ):
         return reason
-    _preload_libraries()
-    try:
-        session = onnxruntime.InferenceSession(_PROBE, providers=[CUDA, CPU], enable_fallback=0)
-    except Exception as error:  # ONNX Runtime raises a class of its own for each status
-        return f"CUDA could not be started: {str(error).strip().partition(chr(10))[0][:300]}"
-    if session.get_providers()[0] != CUDA:
-        return "CUDA could not be started: see ONNX Runtime's message in the log"
-    return ""
+    return gpu_installation.CHECK.problem(device, needs_cudnn=_needs_cudnn(options))
+
+
+def report_gpu(options: RuntimeOptions) -> None:
+    """Log once which GPUs there are or why none can be used, if the options let models use one."""
+    if not needs_gpu(options.providers[:1]):
+        return
+    reason = missing_gpu_reason(options)
+    if not reason:
+        log.info("%s", gpu_installation.describe_gpus())
+    elif options.gpu_expected or options.require_gpu or has_cuda_driver():
+        log.warning("no GPU can be used: %s", reason)
+    else:
+        facts = gpu_installation.CHECK.facts()
+        present = facts.hardware or facts.kernel_module
+        log.log(logging.INFO if present else logging.DEBUG, "no GPU is used: %s", reason)
+
+
+def needs_gpu(names: Sequence[str]) -> bool:
+    """Return whether one of these providers, by short names, runs on NVIDIA's GPUs."""
+    return any(name in _NEED_CUDA for name in names)
 
 
 def explain_degraded(
@@ -243,21 +236,13 @@ def explain_degraded(
     if not names or names[0] == "cpu":
         return ""
     if provider == "cpu":
-        reason = missing if names[0] in _NEED_CUDA else ""
-        reason = reason or f"{names[0]} could not be started; see the server's log"
+        reason = missing or f"{names[0]} could not be started; see the server's log"
         return f"runs on the CPU: {reason}" if expected else ""
+    if provider != names[0]:
+        return f"runs on {provider}: {missing or f'{names[0]} could not be started'}"
     if on_cpu := placement.get("cpu", 0):
         return f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
     return ""
-
-
-@cache
-def has_cuda_driver() -> bool:
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 class ThreadBudget:
@@ -328,17 +313,18 @@ def limit_cpu_memory(size: int) -> None:
             _cpu_memory_limit = size
 
 
+def _can_use_gpu(options: RuntimeOptions, device: int | None = None) -> bool:
+    if not needs_gpu(options.providers):
+        return False
+    return not gpu_installation.CHECK.problem(device, needs_cudnn=_needs_cudnn(options))
+
+
+def _needs_cudnn(options: RuntimeOptions) -> bool:
+    return options.provider_options.get("cuda", {}).get("enable_cudnn", "1") != "0"
+
+
 def _session_options(name: str, options: RuntimeOptions, device: int) -> dict[str, str]:
     if name == "cuda":
         return cuda_options(options.provider_options, device, options.gpu_memory_bytes)
     values = dict(options.provider_options.get(name, {}))
     return values | ({"device_id": str(device)} if name in _NEED_CUDA else {})
-
-
-@cache
-def _preload_libraries() -> None:
-    onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* wheels
-
-
-def _full_name(provider: Provider) -> str:
-    return provider if isinstance(provider, str) else provider[0]

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import time
 import weakref
 from collections import Counter
@@ -17,8 +18,10 @@ from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import byte_strings, loading, runtime
+from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
+from neurona_server.models.onnx.engine_cache import EngineFolder
+from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
@@ -49,6 +52,10 @@ _NO_ARENA = "Did not find an arena"
 _WRONG_LENGTHS = re.compile(
     r"Invalid value/s in sequence_lens\..*|Invalid sequence length: -?\d+\. Value must be .*"
 )
+
+
+_open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+_open_sessions_lock = threading.Lock()
 
 
 class ArenaShrinker:
@@ -132,9 +139,10 @@ class Session:
         """
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
+        self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
-        session, outline = loading.load(
+        session, outline, problem, self._engines = loading.load(
             path, options, threads, cancellation or LoadCancellation(), device.number
         )
         self._session: onnxruntime.InferenceSession | None = session
@@ -143,9 +151,13 @@ class Session:
         self.properties: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self.provider: str = session.get_providers()[0]
         self.device = device if self.provider in runtime.CUDA_PROVIDERS else CPU_DEVICE
+        if self.device.kind != "cpu":
+            self._give_up_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
         self.placement = _placement(session)
-        self.degraded = _explain_degraded(options, self.provider, self.placement)
+        self.degraded = _explain_degraded(
+            options, self.provider, self.placement, problem, device.number
+        )
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
         unknown = outline.without_shape
@@ -173,6 +185,8 @@ class Session:
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
         self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
+        with _open_sessions_lock:
+            _open_sessions.add(self)
 
     def run(self, inputs: Inputs) -> Outputs:
         """Return all outputs in the graph's order. Releases the GIL; any thread may call it."""
@@ -190,6 +204,8 @@ class Session:
         """Run as `run` does, with options of ONNX Runtime.
 
         Raises:
+            DeviceMemoryError: The device has too little memory for the run.
+            DeviceLostError: The device does not work any more.
             InvalidArgumentError: The model has recurrent nodes, and an input no values or
                 impossible lengths.
             UnavailableError: The session is closed.
@@ -211,6 +227,8 @@ class Session:
                 ) from error
             # Raised before the run, by providers without an arena.
             if _NO_ARENA not in str(error):
+                if failure := run_failures.device_failure(error, self.device.label):
+                    raise failure from error
                 raise
             self._shrinker.stop()
             options.add_run_config_entry(_SHRINK_ARENAS, "")
@@ -229,8 +247,20 @@ class Session:
         Returns:
             Whether memory may have been returned.
         """
+        if self._session is None or not self._shrinker.is_due(running=bool(self._runs_in_flight)):
+            return False
+        return self.free_memory()
+
+    def free_memory(self) -> bool:
+        """Return unused memory of the arena to the system now. Any thread may call it.
+
+        Runs that are in flight wait with their allocations meanwhile.
+
+        Returns:
+            Whether memory may have been returned.
+        """
         session = self._session
-        if session is None or not self._shrinker.is_due(running=bool(self._runs_in_flight)):
+        if session is None:
             return False
         # ONNX Runtime shrinks arenas at the end of a run only. A run that is terminated before it
         # begins ends at once, whatever the model and its inputs are.
@@ -246,15 +276,32 @@ class Session:
                 return False
         return True
 
+    def free_device_memory(self) -> None:
+        """Return unused memory of the arenas of all models on this session's device."""
+        with _open_sessions_lock:
+            sessions = [one for one in _open_sessions if one.device == self.device]
+        for session in sessions:
+            session.free_memory()
+        trim_heap()
+
     def close(self) -> None:
         """Free the model; may be called again.
 
         A run that is in flight completes, and its memory is freed after it.
         """
         self._session = None
+        self._give_up_threads()
+        self.keep_engines()
+        trim_heap()
+
+    def keep_engines(self) -> None:
+        """Keep what the provider has compiled in the runs so far for later loads."""
+        if self._engines is not None:
+            self._engines.seal()
+
+    def _give_up_threads(self) -> None:
         if self._release_threads is not None:
             self._release_threads()
-        trim_heap()
 
     def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()
@@ -406,13 +453,27 @@ def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
     return dict(nodes)
 
 
-def _explain_degraded(options: RuntimeOptions, provider: str, placement: dict[str, int]) -> str:
+def _explain_degraded(
+    options: RuntimeOptions, provider: str, placement: dict[str, int], problem: str, device: int
+) -> str:
+    """Return why a model does not run where it should, "" if it does.
+
+    Args:
+        options: Its options.
+        provider: The provider that runs it.
+        placement: Number of nodes by provider.
+        problem: Why the first of its providers does not run it, if that was tried.
+        device: Number of the CUDA device that it was to run on.
+    """
+    wanted = options.providers[0]
+    on_cpu = provider == CPU and runtime.needs_gpu([wanted])
+    missing = runtime.missing_gpu_reason(options, device) if on_cpu else ""
     return runtime.explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
-        runtime.missing_gpu_reason(),
-        options.gpu_expected or options.require_gpu or runtime.has_cuda_driver(),
+        missing or problem,
+        options.gpu_expected or options.require_gpu or has_cuda_driver(),
     )
 
 

@@ -26,6 +26,7 @@ from neurona_server.models.repository.settings import (
     ValueSettings,
     VersionOrLabel,
     VersionPolicy,
+    parse_devices,
 )
 from neurona_server.models.repository.validation import convert, invalid_value, join_path
 
@@ -52,6 +53,17 @@ class _Percent(float):
         if type(value) not in (int, float) or not 0 <= value <= 100:  # type: ignore[operator]
             raise ValueError("expected a percentage from 0 to 100")
         return cls(value)  # type: ignore[arg-type]
+
+
+class _Devices(str):
+    """CUDA devices: "all", a number, a UUID, or a list of numbers and UUIDs."""
+
+    @classmethod
+    def parse(cls, value: object) -> "_Devices":
+        names = value if isinstance(value, list) else [value]
+        if names and all(isinstance(name, str) or type(name) is int for name in names):
+            return cls(parse_devices(",".join(map(str, names))))
+        raise ValueError('expected "all", or numbers or UUIDs, like [0, 1]')
 
 
 _Provider = Literal["cuda", "cpu", "tensorrt", "nvtensorrtrtx", "openvino"]
@@ -132,6 +144,7 @@ class ModelToml(_Table, frozen=True):
     instances: Annotated[int, Meta(ge=1, le=64)] | None = None
     threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
     providers: Annotated[tuple[_Provider, ...], Meta(min_length=1)] | None = None
+    devices: _Devices | None = None
     provider_options: dict[str, dict[str, Any]] = {}
 
 
@@ -192,6 +205,7 @@ def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
         instances=table.instances,
         threads=table.threads,
         providers=table.providers,
+        devices=None if table.devices is None else str(table.devices),
         provider_options=_provider_options(table.provider_options),
     )
 

@@ -16,6 +16,7 @@ CONFIG_PBTXT = "config.pbtxt"
 LATEST = "latest"
 """The built-in label of the highest loaded version."""
 
+_DEVICE = re.compile("[0-9]{1,4}|(?:GPU|MIG)-[0-9a-f-]{1,36}", re.IGNORECASE)
 _LATEST = re.compile(r"latest(?: +([1-9][0-9]{0,8}))?")
 
 VersionOrLabel = int | str
@@ -54,6 +55,18 @@ class VersionPolicy:
         if isinstance(value, list) and value and all(type(n) is int and n > 0 for n in value):
             return cls(listed=tuple(sorted(set(value))))
         raise ValueError('expected "all", "latest", "latest N" or a list of versions')
+
+
+def parse_devices(text: str) -> str:
+    """Return "all", or numbers and UUIDs of CUDA devices with a comma between them.
+
+    Raises:
+        ValueError: `text` is none of these. Whether there are such devices, the driver says.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if names != ["all"] and not all(map(_DEVICE.fullmatch, names)):
+        raise ValueError('expected "all", or numbers or UUIDs with commas, like "0,1"')
+    return ",".join(names)
 
 
 @dataclass(frozen=True)
@@ -171,6 +184,7 @@ class ModelSettings:
     instances: int | None = None
     threads: int | None = None
     providers: tuple[str, ...] | None = None
+    devices: str | None = None
     provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Values by the provider's short name and key; they override single ones of the server's."""
 
@@ -179,6 +193,9 @@ class ModelSettings:
     queue_policies: QueuePolicies | None = None
     preserve_order: bool = False
     """Whether responses are delivered in the order in which their requests came."""
+
+    instances_by_gpu: Mapping[int, int] = field(default_factory=dict)
+    """Instances on those of `devices` that have another number of them than `instances`."""
 
     has_batch_axis: bool = False
     """Whether axis 0 is the batch axis, also if requests do not share runs."""

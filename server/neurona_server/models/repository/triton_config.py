@@ -9,7 +9,6 @@ protos/model_config.proto, whose source is Triton's model configuration
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,16 @@ from neurona_server.models.repository.settings import (
 )
 from neurona_server.models.repository.triton_accelerators import (
     CUDA_PARAMETERS,
-    Accelerators,
     read_accelerators,
 )
 from neurona_server.models.repository.triton_batching import read_batching
+from neurona_server.models.repository.triton_instances import read_instances
 from neurona_server.models.repository.validation import invalid_value
 from neurona_server.models.synthetic_inputs import MAX_ELEMENTS
 
 WARM_UP_FOLDER = "warmup"
 """Folder of the files of warm-up samples, inside the model's folder."""
 
-MAX_INSTANCES = 64
 MAX_THREADS = 1024
 MAX_WARM_UP_RUNS = 10_000
 """Runs of one warm-up sample."""
@@ -63,7 +61,6 @@ _DATA_TYPES = {
     triton.TYPE_STRING: DataType.DATA_TYPE_STRING,
     triton.TYPE_BF16: DataType.DATA_TYPE_BFLOAT16,
 }
-_Kind = triton.ModelInstanceGroup
 
 _UNSUPPORTED = {
     "sequence_batching": "requests that share state",
@@ -154,7 +151,7 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
     batch_axis_known = bool(declared) or re.search(r"\bmax_batch_size\b", text) is not None
     batching = read_batching(config, batch_axis_known=batch_axis_known)
     accelerators = read_accelerators(config)
-    instances = _instances(config, accelerators)
+    instances = read_instances(config, accelerators)
     return ModelSettings(
         batched=batching.batched,
         versions=_version_policy(config),
@@ -162,6 +159,8 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
         max_delay_ms=batching.max_delay_ms,
         instances=instances.count,
         providers=instances.providers,
+        devices=instances.devices,
+        instances_by_gpu=instances.by_gpu,
         provider_options=accelerators.provider_options,
         threads=_threads(config),
         preferred_batch_rows=batching.preferred_rows,
@@ -250,58 +249,6 @@ def _fixed_products(sizes: Iterable[int]) -> list[int]:
         else:
             products[-1] *= size
     return products
-
-
-@dataclass(frozen=True)
-class _Instances:
-    count: int | None = None
-    providers: tuple[str, ...] | None = None
-    ignored: tuple[str, ...] = ()
-    """Paths of the fields without an effect."""
-
-
-def _instances(config: triton.ModelConfig, accelerators: Accelerators) -> _Instances:
-    """Read instance_group, and which providers it needs together with the accelerators.
-
-    A model runs on one kind of device: of groups on several kinds, those on the best one count.
-    """
-    ignored = []
-    for index, group in enumerate(config.instance_group):
-        if group.count < 0:
-            raise LoadError(f"instance_group[{index}].count is {group.count} (expected at least 0)")
-        if group.kind not in _Kind.Kind.values():
-            raise LoadError(f"instance_group[{index}].kind is {group.kind}, an unknown kind")
-        if [*group.gpus] not in ([], [0]):
-            ignored.append(f"instance_group[{index}].gpus")
-    groups = enumerate(config.instance_group)
-    active = [(index, group) for index, group in groups if not group.passive]
-    if not active:
-        return _Instances(None, _providers(_Kind.KIND_AUTO, accelerators), tuple(ignored))
-    kinds = {group.kind for _, group in active}
-    best = _Kind.KIND_GPU if _Kind.KIND_GPU in kinds else _Kind.KIND_CPU
-    if len(kinds) > 1:
-        if _Kind.KIND_GPU not in kinds:
-            best = next(kind for kind in kinds if kind != _Kind.KIND_CPU)
-        ignored += [f"instance_group[{index}]" for index, group in active if group.kind != best]
-    else:
-        (best,) = kinds
-    count = sum(max(1, group.count) for _, group in active if group.kind == best)
-    if count > MAX_INSTANCES:
-        raise LoadError(f"instance_group has {count} instances (expected at most {MAX_INSTANCES})")
-    if best == _Kind.KIND_CPU and accelerators.gpu:
-        ignored.append("optimization.execution_accelerators.gpu_execution_accelerator")
-    elif best != _Kind.KIND_CPU and accelerators.cpu:
-        ignored.append("optimization.execution_accelerators.cpu_execution_accelerator")
-    return _Instances(count, _providers(best, accelerators), tuple(ignored))
-
-
-def _providers(kind: int, accelerators: Accelerators) -> tuple[str, ...] | None:
-    """Return the providers for instances of a kind, None for those of the server."""
-    if kind == _Kind.KIND_CPU:
-        return (*accelerators.cpu, "cpu")
-    if kind == _Kind.KIND_GPU or accelerators.gpu:
-        return tuple(dict.fromkeys([*accelerators.gpu, "cuda", "cpu"]))
-    return None
 
 
 def _version_policy(config: triton.ModelConfig) -> VersionPolicy | None:

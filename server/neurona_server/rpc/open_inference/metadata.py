@@ -193,12 +193,14 @@ def _complete_instances(config: ModelConfig, model: Model) -> None:
     on_gpu = not model.provider.startswith("CPU")
     kind = ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU
     if not config.instance_group:
-        config.instance_group.add(name=model.name, kind=kind, count=model.batcher.instances)
+        config.instance_group.add(name=model.name, kind=kind, count=model.instances)
     for index, group in enumerate(config.instance_group):
         group.name = group.name or f"{model.name}_{index}"
         group.count = max(1, group.count)
         if group.kind == ModelInstanceGroup.KIND_AUTO:
             group.kind = kind
+        if group.kind == ModelInstanceGroup.KIND_GPU and not group.gpus:
+            group.gpus.extend([one.number for one in model.devices if one.kind == "cuda"])
 
 
 def _complete_batching(batching: ModelDynamicBatching, policy: BatchPolicy) -> None:

@@ -15,6 +15,7 @@ from neurona_protos.open_inference_pb2 import (
 from neurona_protos.prediction_pb2 import DataType, Task
 from neurona_protos.tensors import encode
 from neurona_protos.wire_format import header
+from neurona_server.batching.ranking import rank_rows
 from neurona_server.batching.request import Array, Outputs
 from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.model import Model
@@ -252,7 +253,7 @@ def rank_classes(
         )
     # For integers ~x reverses the order without an overflow, unlike -x.
     keys = -rows if rows.dtype.kind == "f" else ~rows
-    order = np.argsort(keys, axis=1, kind="stable")[:, :count]
+    order = rank_rows(keys, count)
     texts = np.empty(order.shape, dtype=object)
     for row, indices in enumerate(order.tolist()):
         for column, index in enumerate(indices):

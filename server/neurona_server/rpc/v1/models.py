@@ -19,10 +19,12 @@ from neurona_protos.prediction_pb2 import (
     UnloadModelResponse,
     VersionState,
 )
+from neurona_protos.prediction_pb2 import Device as DeviceMessage
 from neurona_server.errors import InvalidArgumentError, NeuronaError, NotAllowedError
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion, Registry
 from neurona_server.models.model import Model
+from neurona_server.models.onnx.devices import Device
 from neurona_server.models.repository.unusable import is_version_name
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
@@ -141,6 +143,13 @@ def _version_state(entry: ModelEntry, number: int) -> VersionState:
         degraded=version.model.degraded if version.model else "",
         share=version.share,
         shadow=version.shadow,
+        devices=[_device(one) for one in version.model.devices] if version.model else [],
+    )
+
+
+def _device(device: Device) -> DeviceMessage:
+    return DeviceMessage(
+        label=device.label, name=device.name, uuid=device.uuid, memory_bytes=device.memory_bytes
     )
 
 

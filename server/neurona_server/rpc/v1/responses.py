@@ -24,6 +24,7 @@ from neurona_protos.prediction_pb2 import (
 from neurona_protos.tensors import Array, encode
 from neurona_protos.wire_format import header, length_delimited
 from neurona_server.batching.batch import RowSlice
+from neurona_server.batching.ranking import rank_rows
 from neurona_server.batching.request import Outputs
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.models.model import Model
@@ -225,10 +226,7 @@ def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[
     has its index as its name.
     """
     ranked = _ranked(probabilities)
-    if top_k == 1:
-        classes = ranked.argmax(axis=1)[:, np.newaxis]
-    else:
-        classes = np.argsort(-ranked, axis=1, kind="stable")[:, :top_k]
+    classes = ranked.argmax(axis=1)[:, np.newaxis] if top_k == 1 else rank_rows(-ranked, top_k)
     selected = np.take_along_axis(probabilities, classes, axis=1).astype("<f4")
     size = 4 * classes.shape[1]
     data = selected.tobytes()

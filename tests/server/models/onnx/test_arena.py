@@ -116,7 +116,7 @@ for session in sessions:
     try:
         session.run(rows(40_000))
     except Exception as error:
-        result.setdefault("errors", []).append(str(error))
+        result.setdefault("errors", []).append(str(error.__cause__))
     session.run(rows(2000))
 try:
     check_options(RuntimeOptions(cpu_memory_bytes=60 << 20))

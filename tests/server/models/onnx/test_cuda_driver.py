@@ -201,3 +201,58 @@ def test_errors_can_come_from_a_file(
     file.write_text("cuCtxSynchronize=719\n")
     with pytest.raises(CudaDriverError, match="CUDA_ERROR_LAUNCH_FAILED"):
         driver.synchronize(0)
+
+
+def test_a_stream_copies_both_ways_and_is_given_back(
+    driver: CudaDriver, cuda_stub: CudaStub
+) -> None:
+    streams = ctypes.CDLL(str(cuda_stub.path)).cuda_stub_streams
+    before = streams()
+    stream = driver.new_stream(1)
+    memory = driver.device_allocate(1, 32)
+    first, second = np.arange(4, dtype=np.float32), np.arange(4, dtype=np.int32) * 7
+    stream.copy_in([(memory.address, first), (memory.address + 16, second)])
+    stream.copy_in([])
+    copies = np.empty_like(first), np.empty_like(second)
+    stream.copy_out([(copies[0], memory.address), (copies[1], memory.address + 16)])
+    np.testing.assert_array_equal(copies[0], first)
+    np.testing.assert_array_equal(copies[1], second)
+    with pytest.raises(CudaDriverError, match="CUDA_ERROR_INVALID_VALUE"):
+        stream.copy_in([(memory.address + 24, first)])
+    assert streams() == before + 1
+    del stream
+    gc.collect()
+    assert streams() == before
+
+
+def test_a_failed_copy_has_ended_when_it_is_raised(
+    cuda_stub: CudaStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_stub.configure(monkeypatch)
+    driver = load_driver(str(cuda_stub.path))
+    stream = driver.new_stream(0)
+    memory = driver.device_allocate(0, 16)
+    cuda_stub.configure(monkeypatch, errors="cuMemcpyDtoHAsync=700,cuStreamSynchronize=719")
+    with pytest.raises(CudaDriverError) as caught:
+        stream.copy_out([(np.empty(4, np.float32), memory.address)])
+    assert caught.value.code == 719
+    assert isinstance(caught.value.__context__, CudaDriverError)
+    assert caught.value.__context__.code == 700
+
+
+def test_a_thread_goes_on_beside_captures_of_others(
+    driver: CudaDriver, cuda_stub: CudaStub
+) -> None:
+    modes: list[int] = []
+
+    def exchange() -> None:
+        with driver.context(0):
+            pass
+        mode = ctypes.c_int(0)
+        ctypes.CDLL(str(cuda_stub.path)).cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+        modes.append(mode.value)
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    thread.join()
+    assert modes == [2]  # CU_STREAM_CAPTURE_MODE_RELAXED

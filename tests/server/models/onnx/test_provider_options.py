@@ -157,8 +157,12 @@ def test_only_the_session_decides_on_cuda_graphs():
 
 
 def test_flags():
-    assert [write_flag(name, True) for name in ("cuda", "tensorrt", "other")] == ["1", "True", "1"]
-    assert [write_flag(name, False) for name in ("cuda", "openvino")] == ["0", "false"]
+    assert [write_flag(name, value=True) for name in ("cuda", "tensorrt", "other")] == [
+        "1",
+        "True",
+        "1",
+    ]
+    assert [write_flag(name, value=False) for name in ("cuda", "openvino")] == ["0", "false"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import onnxruntime
 import pytest
 
 from neurona_server.errors import ConfigError
@@ -10,8 +9,6 @@ from neurona_server.models.onnx.runtime import (
     check_provider_names,
     choose_providers,
     explain_degraded,
-    explain_missing_gpu,
-    runtime_packages,
     short_name,
 )
 
@@ -64,12 +61,6 @@ def test_unknown_provider_is_rejected():
         check_provider_names(("gpu",), AVAILABLE, "provider_options")
 
 
-def test_missing_gpu_is_explained():
-    assert "without CUDA" in explain_missing_gpu([CPU], driver=True)
-    assert "no NVIDIA driver" in explain_missing_gpu([CUDA, CPU], driver=False)
-    assert explain_missing_gpu([CUDA, CPU], driver=True) == ""
-
-
 @pytest.mark.parametrize(
     ("wanted", "provider", "placement", "missing", "expected", "reason"),
     [
@@ -78,7 +69,9 @@ def test_missing_gpu_is_explained():
         (("cuda", "cpu"), "cpu", {"cpu": 9}, "no driver", False, ""),
         (("cuda", "cpu"), "cpu", {"cpu": 9}, "no driver", True, "runs on the CPU: no driver"),
         (("cuda", "cpu"), "cpu", {"cpu": 9}, "", True, "cuda could not be started"),
-        (("openvino", "cpu"), "cpu", {}, "no driver", True, "openvino could not be started"),
+        (("openvino", "cpu"), "cpu", {}, "", True, "openvino could not be started"),
+        (("tensorrt", "cuda", "cpu"), "cuda", {}, "", True, "runs on cuda: tensorrt could not be"),
+        (("tensorrt", "cuda", "cpu"), "cuda", {}, "no nvinfer", False, "runs on cuda: no nvinfer"),
         (("cpu",), "cpu", {"cpu": 9}, "no driver", True, ""),
         (("cuda", "cpu"), "cuda", {}, "", True, ""),  # onnxruntime before 1.24
     ],
@@ -87,12 +80,3 @@ def test_degraded_models_are_explained(wanted, provider, placement, missing, exp
     degraded = explain_degraded(wanted, provider, placement, missing, expected)
     assert reason in degraded
     assert bool(degraded) is bool(reason)
-
-
-def test_packages_that_overwrite_each_other_are_noticed(tmp_path, monkeypatch):
-    assert len(runtime_packages()) == 1
-    (tmp_path / "onnxruntime").mkdir()
-    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "onnxruntime" / "__init__.py"))
-    for name in ("onnxruntime-1.31.1", "onnxruntime_gpu-1.31.1", "onnxruntime_extensions-0.14"):
-        (tmp_path / f"{name}.dist-info").mkdir()
-    assert runtime_packages() == ["onnxruntime", "onnxruntime-gpu"]

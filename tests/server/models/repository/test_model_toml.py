@@ -35,6 +35,7 @@ max_run_seconds = 30.5
 instances = 2
 threads = 3
 providers = ["cuda", "cpu"]
+devices = [1, "GPU-5a"]
 provider_options = { cuda = { use_tf32 = false, cudnn_conv_algo_search = "exhaustive" } }
 
 [version_labels]
@@ -91,8 +92,10 @@ def test_every_key(read):
         instances=2,
         threads=3,
         providers=("cuda", "cpu"),
+        devices="1,GPU-5a",
         provider_options={"cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}},
     )
+    assert [read(f"devices = {text}").devices for text in ('"all"', "2")] == ["all", "2"]
     values = 'values = [{ name = "price", unit = "EUR" }, { name = "age" }]'
     assert read(values).values == (ValueSettings("price", "EUR"), ValueSettings("age"))
     assert read('unit = "EUR"').values == (ValueSettings(unit="EUR"),)
@@ -192,6 +195,9 @@ def test_settings_read_twice_are_equal(read):
         ("instances = 65", "instances is 65 (expected an integer from 1 to 64"),
         ("threads = -1", "threads is -1 (expected an integer from 0 to 1024"),
         ('providers = ["gpu"]', "providers[0] is 'gpu' (expected cuda, cpu, tensorrt"),
+        ("devices = []", 'devices is [] (expected "all", or numbers or UUIDs, like [0, 1]'),
+        ("devices = [1.5]", 'devices is [1.5] (expected "all", or numbers or UUIDs, like'),
+        ('devices = "cuda:0"', "devices is 'cuda:0' (expected \"all\", or numbers or UUIDs"),
         ("[provider_options.gpu]", "provider_options has 'gpu' (expected some of cuda, tensorrt"),
         ("[provider_options]\ncuda = 1", "provider_options.cuda is 1 (expected"),
         (

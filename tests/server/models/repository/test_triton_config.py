@@ -201,11 +201,24 @@ def test_triton_repository_is_served_unchanged(tmp_path, folder, caplog):
         ("instance_group [ {} ]", {"instances": 1}),
         (
             "instance_group [ { kind: KIND_GPU gpus: [ 0 ] } ]",
-            {"instances": 1, "providers": ("cuda", "cpu")},
+            {"instances": 1, "providers": ("cuda", "cpu"), "devices": "0"},
         ),
         (
-            "instance_group [ { count: 3 gpus: [ 1, 2 ] } ]",
-            {"instances": 3, "ignored": ("instance_group[0].gpus",)},
+            "instance_group [ { count: 3 gpus: [ 2, 1 ] } ]",
+            {"instances": 3, "providers": ("cuda", "cpu"), "devices": "1,2"},
+        ),
+        (
+            "instance_group [ { gpus: 0 }, { count: 2 gpus: [ 1, 2 ] }, { kind: KIND_GPU } ]",
+            {
+                "instances": 3,
+                "providers": ("cuda", "cpu"),
+                "devices": "0,1,2",
+                "instances_by_gpu": {0: 2, 1: 3, 2: 3},
+            },
+        ),
+        (
+            "instance_group [ { kind: KIND_CPU gpus: 1 } ]",
+            {"instances": 1, "providers": ("cpu",), "ignored": ("instance_group[0].gpus",)},
         ),
         (
             "instance_group [ { kind: KIND_CPU count: 4 }, { kind: KIND_GPU count: 2 } ]",
@@ -379,6 +392,10 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
         (
             "instance_group [ { count: 65 } ]",
             "instance_group has 65 instances (expected at most 64",
+        ),
+        (
+            "instance_group [ { gpus: [ 0, -1 ] } ]",
+            "instance_group[0].gpus has -1 (expected at least 0",
         ),
         ("instance_group [ { kind: 9 } ]", "instance_group[0].kind is 9, an unknown kind"),
         (

@@ -22,7 +22,7 @@ from support.triton_requests import DTYPES, arrays, raw, request
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.models.onnx.runtime import has_cuda_driver
+from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 from neurona_server.rpc.open_inference.regions import MAX_REGIONS, MAX_REGIONS_OF_TOKEN
 from neurona_server.rpc.open_inference.shared_memory import FOLDER
 from neurona_server.rpc.security import reloaded_files

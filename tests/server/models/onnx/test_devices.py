@@ -1,0 +1,94 @@
+import logging
+
+import pytest
+from support import cuda_stand_ins
+
+from neurona_server.errors import ConfigError
+from neurona_server.models.onnx import devices
+from neurona_server.models.onnx.devices import CPU_DEVICE, Device, DeviceTable, choose_devices
+from neurona_server.models.onnx.runtime import RuntimeOptions, check_options, find_devices
+
+FIRST = Device("cuda", 0, "NVIDIA H200", "GPU-5a1b0000", 1 << 37)
+SECOND = Device("cuda", 1, "NVIDIA H200", "GPU-5A2c0000", 1 << 37)
+SLICE = Device("cuda", 2, "NVIDIA H200 MIG 1g.18gb", "MIG-77", 18 << 30)
+AVAILABLE = (FIRST, SECOND, SLICE)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("all", AVAILABLE),
+        ("0", (FIRST,)),
+        ("1, 0", (SECOND, FIRST)),
+        ("GPU-5a1", (FIRST,)),
+        ("gpu-5A2C0000,MIG-77,0", (SECOND, SLICE, FIRST)),
+    ],
+)
+def test_options_name_devices(option, expected):
+    assert choose_devices(option, AVAILABLE) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "3",
+            r"option devices has '3', which no device has \(expected all, or of 0 \(GPU-5a1b0000",
+        ),
+        ("GPU-5a", "has 'GPU-5a', which several devices have"),
+        ("MIG-78", "has 'MIG-78', which no device has"),
+        ("1,GPU-5a2", "has cuda:1 twice: 'GPU-5a2'"),
+    ],
+)
+def test_devices_that_there_are_not_are_rejected(option, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_devices(option, AVAILABLE)
+
+
+def test_labels():
+    assert [one.label for one in (CPU_DEVICE, FIRST, SLICE)] == ["cpu", "cuda:0", "cuda:2"]
+
+
+def test_the_driver_lists_the_devices(cuda_stub, monkeypatch):
+    cuda_stub.install(monkeypatch, devices=2, memory=1 << 30)
+    first, second = DeviceTable().usable()
+    assert (first.label, second.label, second.memory_bytes) == ("cuda:0", "cuda:1", 1 << 30)
+    assert second.uuid == "GPU-00000000-0000-0000-0000-000000000001"
+    cuda_stub.install(monkeypatch, devices=2, visible="1")
+    (only,) = DeviceTable().usable()
+    assert (only.number, only.uuid) == (0, second.uuid)
+    cuda_stub.install(monkeypatch, mig=1)
+    (part,) = DeviceTable().usable()
+    assert part.uuid == "MIG-00000000-0000-0000-0000-000000000000"
+    assert choose_devices("MIG-0", [part]) == (part,)
+
+
+def test_a_table_is_read_once(cuda_stub, monkeypatch):
+    cuda_stub.install(monkeypatch, devices=2)
+    table = DeviceTable()
+    assert len(table.devices()) == 2
+    cuda_stub.configure(monkeypatch, devices=1)
+    assert len(table.devices()) == 2
+
+
+def test_a_driver_that_does_not_start_has_no_devices(cuda_stub, monkeypatch, caplog):
+    cuda_stub.install(monkeypatch, errors="cuInit=803")
+    with caplog.at_level(logging.INFO):
+        assert DeviceTable().devices() == ()
+    assert "no CUDA devices: cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)" in caplog.text
+
+
+def test_devices_of_a_model(cuda_stub, monkeypatch):
+    assert find_devices(RuntimeOptions(providers=("cpu",), devices="7")) == (CPU_DEVICE,)
+    cuda_stand_ins.install(monkeypatch, cuda_stub, devices=3)
+    (first,) = find_devices(RuntimeOptions())
+    assert first.number == 0
+    assert [one.number for one in find_devices(RuntimeOptions(devices="2,0"))] == [2, 0]
+    with pytest.raises(ConfigError, match="option devices has '3', which no device has"):
+        check_options(RuntimeOptions(devices="3"))
+
+
+def test_without_a_list_of_devices_the_first_is_tried(cuda_stub, monkeypatch):
+    cuda_stand_ins.install(monkeypatch, cuda_stub, errors="cuDeviceGetName=999")
+    assert find_devices(RuntimeOptions(devices="all")) == (Device("cuda"),)
+    assert devices.DEVICES.devices() == ()
