@@ -58,8 +58,8 @@ for name in ("grpcio", "protobuf", "numpy", "onnx", "torch", "nvidia-cudnn-cu13"
 import onnxruntime
 onnxruntime.preload_dlls()
 print(onnxruntime.__version__, onnxruntime.__file__, onnxruntime.get_available_providers())
-from neurona_server.models.onnx import runtime
-print("no GPU:", runtime.probe_gpu() or "it works")
+from neurona_server.models.onnx import gpu_installation, runtime
+print("the GPU:", runtime.missing_gpu_reason() or gpu_installation.describe_gpus())
 VERSIONS
 } >"$out/environment.txt" 2>&1
 tail -n 3 "$out/environment.txt"
