@@ -10,8 +10,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import yaml
+
+from neurona_server.models.onnx.cuda_libraries import cuda_libraries
+from neurona_server.models.onnx.gpu_facts import cuda_build
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
@@ -45,6 +49,20 @@ def test_the_images_install_the_requirements_of_the_extras():
     for lines in (cpu, gpu, training):
         assert set(PROJECT["dependencies"]) < set(lines)
         assert not any(line.startswith("neurona") for line in lines)
+
+
+def test_the_gpu_image_pins_the_cuda_that_its_runtime_is_built_with():
+    """What the extras of onnxruntime-gpu install, and constraints.txt has the versions of."""
+    build = cuda_build()
+    if build is None:
+        pytest.skip("onnxruntime is built without CUDA")
+    pins = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text()))
+    assert pins["onnxruntime-gpu"] == onnxruntime.__version__
+    for library in cuda_libraries(build[0]):
+        assert library.package in pins
+    for package in ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-cuda-nvrtc"):
+        assert pins[package].partition(".")[0] == str(build[0])
+    assert pins[f"nvidia-cudnn-cu{build[0]}"].startswith("9.")
 
 
 def _requirements(extras):

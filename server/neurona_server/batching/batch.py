@@ -65,6 +65,18 @@ class Batch:
     repeated: Request | None = None
     """The request that has run out of memory alone and runs once more."""
 
+    losses: int = 0
+    """Devices that were lost while they ran its requests."""
+
+    lost_at: float = math.inf
+    """The time at which its device was found lost while it ran."""
+
+    abandoned: bool = False
+    """Whether nobody waits for its run any more, which does not return from a lost device."""
+
+    thread: threading.Thread | None = None
+    """The thread of the instance that runs it, None on the CPU and inline."""
+
     @property
     def rows(self) -> int:
         return sum([request.rows for request in self.requests])

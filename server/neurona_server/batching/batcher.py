@@ -10,9 +10,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
-from neurona_server.batching.admission import Admission
+from neurona_server.batching.admission import Admission, RunningEstimate
 from neurona_server.batching.batch import (
     Batch,
     RowSlice,
@@ -28,10 +28,12 @@ from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
+from neurona_server.batching.ranking import DeviceRanking, RankingRun
 from neurona_server.batching.request import Inputs, Outputs, Request, ResponseOrder
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import (
     DeadlineExceededError,
+    DeviceLostError,
     DeviceMemoryError,
     InvalidArgumentError,
     InvalidValueError,
@@ -73,6 +75,15 @@ group."""
 
 OVERDUE_SECONDS = 1.0
 """Such a run is reported as overdue once it has taken at least this long."""
+
+SUSPECT_SECONDS = 10.0
+"""The driver is asked about a device on which such a run has gone on for this long."""
+
+ABANDON_SECONDS = 1.0
+"""Time for a run to return once its device is lost. Then its thread is abandoned."""
+
+JOIN_SECONDS = 0.5
+"""Interval in which a thread that is waited for may turn out to be abandoned."""
 
 OVERDUE_LOG_SECONDS = 60.0
 """Between two lines about overdue runs of a model."""
@@ -128,6 +139,8 @@ class Batcher:
         the number of their first row, too."""
         self.answer_bounds: AnswerCheck | None = None
         """Checks that outputs are an answer."""
+        self.ranking: DeviceRanking | None = None
+        """When a device ranks the classes of the answer."""
         self.free_memory: Callable[[], object] = lambda: None
         """Returns what arenas hold without need, after a run has found too little memory."""
         self._watchdog = watchdog or RunWatchdog()
@@ -146,6 +159,7 @@ class Batcher:
         self._max_request_rows = policy.max_rows  # of a request that is not split
         self._memory_limit: MemoryLimit | None = None  # once a run has found too little memory
         self._active_batches: set[Batch] = set()
+        self._estimates: dict[Batch, RunningEstimate] = {}  # of the active batches
         self._overdue_batches: set[Batch] = set()
         self._overdue_logged_at = -math.inf
         self._stop_error: NeuronaError | None = None
@@ -218,11 +232,18 @@ class Batcher:
         As many threads do this as the model can have runs, so each thread finds an idle one.
         """
         while self.queue.wait():
-            with self._scheduler.turn(self._runs, self._clock) as turn:
-                if (batch := self.queue.take_batch()) is not None:
-                    batch.turn = turn
-                    self.process(batch, turn.new_run)
-                    del batch  # otherwise it would be kept until the next batch
+            try:
+                with self._scheduler.turn(self._runs, self._clock) as turn:
+                    if (batch := self.queue.take_batch()) is not None:
+                        batch.turn = turn
+                        if turn.device != CPU:
+                            batch.thread = threading.current_thread()
+                        self.process(batch, turn.new_run)
+                        if batch.abandoned:  # another thread has taken the place of this one
+                            return
+                        del batch  # otherwise it would be kept until the next batch
+            except DeviceLostError as error:  # all of its devices
+                self._fail_waiting(error)
 
     def runs_in_this_thread(self) -> bool:
         """Return whether the calling thread is a transport's that runs the model inline now."""
@@ -237,7 +258,11 @@ class Batcher:
         """
         if (shared_run := self._shared_run) is not None:
             return self._inline.run_batches(lambda batch: self.process(batch, shared_run))
-        turn = self._scheduler.try_turn(self._runs, self._clock)
+        try:
+            turn = self._scheduler.try_turn(self._runs, self._clock)
+        except DeviceLostError as error:
+            self._fail_waiting(error)
+            return False
         if turn is None:
             self.queue.notify()
             return False
@@ -262,10 +287,11 @@ class Batcher:
                         self._tracer.record_queue_times(batch.requests)
                     self.admission.observe_waits(batch.expired, batch.requests, predicted)
                 estimate = self.admission.start_batch(predicted, batch.level_rows, group)
+                self._estimates[batch] = estimate
                 try:
                     self._run_or_halve(batch, batch.requests, new_run)
                 finally:  # or it would count as running for ever, and requests be rejected for it
-                    self.admission.finish_batch(estimate)
+                    self._finish_estimate(batch)
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
             log.exception("%s: a batch could not be processed", self.name)
             for request in [*batch.expired, *batch.requests]:
@@ -280,7 +306,8 @@ class Batcher:
         A request that has waited for longer than the queue policies allow is rejected. A run whose
         requests have all exceeded their deadlines is terminated, as is one longer than
         `max_run_seconds`. A run of an instance that takes much longer than predicted gives its slot
-        of the device up. The watchdog calls this now and then.
+        of the device up. A run that does not return from a device that is lost is abandoned. The
+        watchdog calls this now and then.
         """
         for request in self.queue.remove_rejectable():
             request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
@@ -289,7 +316,11 @@ class Batcher:
         now = self._clock()
         limit = self.policy.max_run_seconds
         batches = list(self._active_batches)
+        lost = self._scheduler.lost_devices
         for batch in batches:
+            if lost and batch.turn is not None and batch.turn.device in lost:
+                self._leave_lost_device(batch, now, lost[batch.turn.device])
+                continue
             seconds = now - batch.run_started
             if seconds < LONG_RUN_SECONDS:
                 continue
@@ -308,6 +339,8 @@ class Batcher:
                 self._scheduler.give_up_slot(batch.turn, now)
                 if seconds > OVERDUE_SECONDS and batch not in self._overdue_batches:
                     self._report_overdue(batch, seconds)
+                if seconds > SUSPECT_SECONDS and batch.turn.device != CPU:
+                    self._scheduler.check_device(batch.turn.device)
         return True
 
     def tune(self) -> None:
@@ -371,10 +404,11 @@ class Batcher:
         thread.start()
 
     def _join_threads(self, end: float) -> bool:
-        for thread in self._threads:
-            thread.join(None if end == math.inf else max(0.0, end - time.monotonic()))
-            if thread.is_alive():
-                return False
+        for thread in list(self._threads):
+            while thread.is_alive() and thread in self._threads:  # or it is abandoned
+                if (seconds := end - time.monotonic()) <= 0:
+                    return False
+                thread.join(min(seconds, JOIN_SECONDS))
         return bool(self._threads)
 
     def _report_overdue(self, batch: Batch, seconds: float) -> None:
@@ -425,7 +459,7 @@ class Batcher:
         if not requests:
             return
         if batch.interrupted:
-            self._run_again(requests)
+            self._run_again(batch, requests)
             return
         running = None
         halves: list[Sequence[Request]] = []
@@ -436,23 +470,35 @@ class Batcher:
             outputs = self._run(requests, run)
         except InvalidValueError:
             halves = self._reject_invalid(batch, requests)
-        except (DeviceMemoryError, MemoryError) as error:
-            if self._tracer is not None:
-                self._tracer.record_failed_run(requests, now, error)
-            halves = self._halve_for_memory(batch, requests, error)
         except Exception as error:
             if self._tracer is not None:
                 self._tracer.record_failed_run(requests, now, error)
-            if running is not None and running.terminated:
-                self._metrics.terminated_runs.inc()
-                self._run_again(requests)
-            elif not (halves := batch.halve(requests)):
-                self._fail_run(requests[0], error)
+            terminated = running is not None and running.terminated
+            halves = self._halve_after(error, batch, requests, terminated=terminated)
         else:
             self._deliver(batch, requests, outputs)
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
+
+    def _halve_after(
+        self, error: Exception, batch: Batch, requests: Sequence[Request], *, terminated: bool
+    ) -> list[Sequence[Request]]:
+        """Return what of the requests to run in place of a run that has ended with `error`."""
+        if isinstance(error, DeviceLostError):
+            self._scheduler.mark_lost(error.device, error.reason)
+            batch.interrupt()  # what is left of it does not run on this device either
+            self._run_elsewhere(batch, requests, error)
+        elif isinstance(error, DeviceMemoryError | MemoryError):
+            return self._halve_for_memory(batch, requests, error)
+        elif terminated:
+            self._metrics.terminated_runs.inc()
+            self._run_again(batch, requests)
+        elif halves := batch.halve(requests):
+            return halves
+        else:
+            self._fail_run(requests[0], error)
+        return []
 
     def _halve_for_memory(
         self, batch: Batch, requests: Sequence[Request], error: Exception
@@ -530,11 +576,60 @@ class Batcher:
         self.failure_log.record("the run of a request failed", error, request.log_fields)
         request.fail(ModelFailedError())
 
-    def _run_again(self, requests: Sequence[Request]) -> None:
+    def _run_elsewhere(
+        self, batch: Batch, requests: Sequence[Request], error: DeviceLostError
+    ) -> None:
+        """Run requests of a batch whose device was lost on another device, if there is one.
+
+        That device may be lost, too, since the inputs or the model may be to blame. A third one is
+        not tried, and the error is one after which clients do not retry.
+        """
+        batch.losses += 1
+        if self._scheduler.lost_error(self._runs) is None and batch.losses == 1:
+            self._run_again(batch, requests)
+            return
+        for request in requests:
+            if batch.losses == 1:
+                request.fail(error)
+            elif request.fail(ModelFailedError()):
+                self.failure_log.record(
+                    "two devices were lost while they ran a request", error, request.log_fields
+                )
+
+    def _leave_lost_device(self, batch: Batch, now: float, reason: str) -> None:
+        """Interrupt a batch whose device is lost, and abandon it if its run does not return."""
+        if batch.turn is None or batch.abandoned:
+            return
+        if batch.lost_at == math.inf:
+            batch.lost_at = now
+            batch.interrupt()
+        elif now - batch.lost_at >= ABANDON_SECONDS:
+            batch.abandoned = True
+            log.error(
+                "%s: run abandoned: it does not return from %s, which is lost",
+                *(self.name, batch.turn.device),
+            )
+            self._active_batches.discard(batch)
+            self._overdue_batches.discard(batch)
+            self._finish_estimate(batch)
+            if batch.thread in self._threads:
+                self._threads.remove(batch.thread)
+                self._start_instance()
+            self._run_elsewhere(batch, batch.requests, DeviceLostError(batch.turn.device, reason))
+
+    def _finish_estimate(self, batch: Batch) -> None:
+        if (estimate := self._estimates.pop(batch, None)) is not None:
+            self.admission.finish_batch(estimate)
+
+    def _fail_waiting(self, error: NeuronaError) -> None:
+        for request in self.queue.clear():
+            request.fail(error)
+
+    def _run_again(self, batch: Batch, requests: Sequence[Request]) -> None:
         """Have an instance run the unfinished requests of a batch that was interrupted."""
         unfinished = [request for request in requests if not request.finished]
         if unfinished:
-            self.queue.put_back(Batch(unfinished, is_rerun=True))
+            self.queue.put_back(Batch(unfinished, is_rerun=True, losses=batch.losses))
             if self.queue.closed and self._threads:  # the instances may have ended
                 self._start_instance()
 
@@ -551,6 +646,8 @@ class Batcher:
         inputs = join_inputs(requests, padded)
         if self.check_inputs is not None:
             self.check_inputs(inputs, requests[0].first_row)
+        if self.ranking is not None and (count := self.ranking.count_for(requests, padded)):
+            cast(RankingRun, run).rank(count)
         run_started = self._clock()
         run_outputs = run(inputs)
         run_finished = self._clock()

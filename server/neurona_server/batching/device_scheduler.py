@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
+from neurona_server.errors import DeviceLostError
+
 CPU = "cpu"
 """The label of the processor. A run on it needs no buffers of its own: any number of threads may
 run one session."""
@@ -92,6 +94,8 @@ class DeviceScheduler:
 
     A turn that takes too long can be made to give its slot up: it goes on, beside the runs in the
     slots, so that runs which never end do not keep the other models from the device.
+
+    A device that is lost gets no more turns. Its runs that go on are left to those who began them.
     """
 
     def __init__(
@@ -115,6 +119,12 @@ class DeviceScheduler:
         self._waiting: list[ModelRuns] = []
         self._running: list[ModelRuns] = []
         self._changed = threading.Condition(threading.Lock())
+        self.lost_devices: Mapping[str, str] = {}
+        """Why each device that is lost does not work, by its label."""
+        self.on_lost: Callable[[str, str], object] = lambda _device, _reason: None
+        """Called once for each device that is lost, with its label and the reason."""
+        self.check_device: Callable[[str], object] = lambda _device: None
+        """Finds out whether a device is lost on which a run does not end, without blocking."""
 
     def turn(self, runs: ModelRuns, clock: Callable[[], float]) -> DeviceTurn:
         """Wait for a slot and return the turn, the context in which its `new_run` may run.
@@ -122,10 +132,16 @@ class DeviceScheduler:
         Args:
             runs: Those of the model, of which the turn gets an idle one.
             clock: Returns the time in seconds.
+
+        Raises:
+            DeviceLostError: All devices of the model are lost.
         """
         with self._changed:
             self._enqueue(runs)
             while (device := self._find_device(runs)) is None:
+                if (error := self.lost_error(runs)) is not None:
+                    self._waiting.remove(runs)
+                    raise error
                 self._changed.wait()
             return self._start(runs, device, clock)
 
@@ -136,6 +152,8 @@ class DeviceScheduler:
             device = self._find_device(runs)
             if device is None:
                 self._waiting.remove(runs)
+                if (error := self.lost_error(runs)) is not None:
+                    raise error
                 return None
             return self._start(runs, device, clock)
 
@@ -154,6 +172,23 @@ class DeviceScheduler:
                 self._charge(turn, now)
                 if self._waiting:
                     self._changed.notify_all()
+
+    def mark_lost(self, device: str, reason: str) -> None:
+        """Begin no more turns on a device that does not work any more. From any thread."""
+        with self._changed:
+            if device in self.lost_devices:
+                return
+            self.lost_devices = {**self.lost_devices, device: reason}
+            self._changed.notify_all()
+        self.on_lost(device, reason)
+
+    def lost_error(self, runs: ModelRuns) -> DeviceLostError | None:
+        """Return the error for requests of a model, if all of its devices are lost."""
+        lost = self.lost_devices
+        if not lost or any(device not in lost for device in runs.idle):
+            return None
+        device = next(iter(runs.idle))
+        return DeviceLostError(device, lost[device])
 
     def remove(self, model: str) -> None:
         """Remove the record of a model that will not run again."""
@@ -205,9 +240,12 @@ class DeviceScheduler:
         """Return the least loaded device where it is the turn of `runs`, None without one."""
         alone = len(self._waiting) == 1
         best, least = None, (2.0, 0.0)
+        lost = self.lost_devices
         for device, idle in runs.idle.items():
             use = self._devices.get(device) or self._use(device)
             if not (idle and use.free_slots) or not (alone or self._next_runs(device) is runs):
+                continue
+            if lost and device in lost:
                 continue
             if len(runs.idle) == 1:
                 return device

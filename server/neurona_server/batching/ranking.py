@@ -1,17 +1,101 @@
 """The best classes of each row of an output, ranked on the host or on a device.
 
 The best class comes first; equal values are in the order of their classes. A device that has
-computed the values of many classes can rank them itself, and return the best ones only: then a
-`RankedRows` takes the place of the array.
+computed the values of many classes can rank them itself and return the best ones only: then
+`RankedRows` take the place of the array.
 """
+
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
 
 import numpy as np
 
-from neurona_server.batching.request import Array
+from neurona_server.batching.request import Array, Request
 
 MIN_SELECTED_KEYS = 1024
 """Keys from which on it pays to select the first of each row and sort only these. On a CPU, 5 of
 1,000 keys of 32 rows take 0.05 ms so, and 2 ms if all are sorted."""
+
+
+class RankedRows:
+    """The best classes of each row, in place of an output of shape (rows, classes).
+
+    None of the values that they were chosen from is NaN or infinite.
+
+    Attributes:
+        indices: Classes, the best first, shape (rows, count).
+        values: Their values, of the output's dtype, shape (rows, count).
+        class_count: Number of all classes.
+    """
+
+    __slots__ = ("_totals", "class_count", "indices", "values")
+
+    ndim = 2
+
+    def __init__(
+        self, indices: Array, values: Array, class_count: int, totals: Array | None = None
+    ) -> None:
+        """Make them.
+
+        Args:
+            indices: See the attribute.
+            values: See the attribute.
+            class_count: See the attribute.
+            totals: Of logits, the sum of exp(value - best value) over all classes of each row,
+                shape (rows, 1).
+        """
+        self.indices = indices
+        self.values = values
+        self.class_count = class_count
+        self._totals = totals
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the whole output."""
+        return len(self.values), self.class_count
+
+    def __getitem__(self, rows: slice) -> "RankedRows":
+        totals = None if self._totals is None else self._totals[rows]
+        return RankedRows(self.indices[rows], self.values[rows], self.class_count, totals)
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("only the best classes are here (expected a reader that takes RankedRows)")
+
+    def softmax(self) -> Array:
+        """Return the probabilities of the best classes of logits, in float32 or better."""
+        if self._totals is None:
+            raise ValueError("ranked rows have no totals (expected them for logits)")
+        values = self.values.astype(np.promote_types(self.values.dtype, np.float32), copy=False)
+        return np.asarray(np.exp(values - values[:, :1]) / self._totals)
+
+
+def ranked_rows(output: object) -> RankedRows | None:
+    """Return an output of a run if it is ranked, which the type `Outputs` does not say."""
+    return output if isinstance(output, RankedRows) else None
+
+
+class RankingRun(Protocol):
+    """A run that can return the best classes of the answer in place of its values."""
+
+    def rank(self, count: int) -> None:
+        """Have the device rank the answer, if it can; `count` classes of each row are wanted."""
+
+
+class DeviceRanking:
+    """When the device ranks the answer: for large batches of which nobody wants all values."""
+
+    def __init__(self, min_rows: int, max_count: int) -> None:
+        """Decide so for batches of `min_rows` and up to `max_count` classes of a row."""
+        self.min_rows = min_rows
+        self.max_count = max_count
+
+    def count_for(self, requests: Sequence[Request], padded_rows: int) -> int:
+        """Return how many classes of each row a run is to return; 0 for all values."""
+        if padded_rows < self.min_rows:
+            return 0
+        counts = [request.ranked_classes for request in requests]
+        most = max(counts)
+        return most if min(counts) and most <= self.max_count else 0
 
 
 def rank_rows(keys: Array, count: int) -> Array:

@@ -101,6 +101,11 @@ class Request(ABC):
         """
 
     @property
+    def ranked_classes(self) -> int:
+        """How many of the best classes of each row are wanted of the answer; 0: all values."""
+        return 0
+
+    @property
     def parts(self) -> Sequence["Request"]:
         """The requests that fail if this one does: itself, or all parts of a split request."""
         return (self,)

@@ -14,6 +14,7 @@ import numpy as np
 
 from neurona_protos.prediction_pb2 import DataType, InputDescription, ModelMetadata
 from neurona_protos.tensors import NUMPY_DTYPES
+from neurona_server.batching.ranking import ranked_rows
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import InvalidValueError, LoadError, close_match, quoted
 from neurona_server.models.onnx.sequence_lengths import LengthsInput
@@ -135,6 +136,8 @@ class AnswerBounds:
     def accepts(self, outputs: Outputs) -> bool:
         """Return whether the answer to one or several requests is finite."""
         answer = outputs[self._index]
+        if ranked_rows(answer) is not None:  # they are finite
+            return True
         return answer.dtype.kind != "f" or are_finite(answer)
 
     def check(self, outputs: Outputs, first_row: int = 0) -> None:

@@ -12,6 +12,7 @@ from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import ConfigError, LoadError, UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
+from neurona_server.models.device_ranking import find_ranking
 from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
@@ -175,6 +176,15 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
+        if not any(reshapes.values()):
+            self.batcher.ranking = find_ranking(
+                str(source),
+                self.sessions,
+                self.signature,
+                answer,
+                self.batcher.cost_model.batch_sizes,
+                cancellation,
+            )
         all_inputs = [*inputs, *self.signature.optional]
         lengths = _find_lengths(source, all_inputs)
         bounds = find_input_bounds(self.metadata, all_inputs, lengths, reshapes["input"])

@@ -66,6 +66,12 @@ class ResponseWriter(Protocol):
     def expected_bytes(self, rows: int) -> int:
         """Return the expected size of a response of `rows`."""
 
+    def ranked_classes(self, answer: int) -> int:
+        """Return how many of the best classes of each row it reads of the model's answer.
+
+        0 if it reads all values; `answer` is the index of that output.
+        """
+
 
 class ParsedRequest(NamedTuple):
     """The content of a message that has been parsed.
@@ -141,6 +147,12 @@ class Submission(Request):
     @property
     def trace(self) -> CallTrace | None:
         return self.responder.trace
+
+    @property
+    def ranked_classes(self) -> int:
+        model = self.model
+        # A shadow version is compared by the values.
+        return 0 if model.on_answer else self.response_writer.ranked_classes(model.answer)
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.datasets import make_dataset
 
 from neurona_training.baselines.comparison import compare, p_value
 from neurona_training.baselines.estimators import fit_baselines
+from neurona_training.data import Value
 from neurona_training.data.catalogue import load
+from neurona_training.learning.evaluation import measure_predictions
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,24 @@ def test_a_series_by_its_values():
     worse = compare(data.test.targets * 0, data, baselines)
     assert worse.loses
     assert worse.beyond_chance
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_values_of_unlike_units_count_the_same(factor):
+    """A network that is right about the first value and has learned nothing of the second."""
+    random = np.random.default_rng(4)
+    inputs = random.normal(size=(300, 2)).astype(np.float32)
+    targets = (np.sin(2 * inputs) * [factor, 1.0]).astype(np.float32)
+    values = (Value("size", "m"), Value("price", "EUR"))
+    data = make_dataset(inputs, targets, ("batch", "column"), values=values)
+    predictions = data.test.targets * np.float32([1, 0])
+    said = compare(predictions, data, fit_baselines(data))
+    assert said.best.name == "nearest_neighbours"
+    assert said.loses
+    found = measure_predictions(predictions, data)["test_rmse"]
+    assert found == pytest.approx(0.707, abs=0.05)  # one of two is off by a standard deviation
+    assert f"against {found:.4g} standard deviations on 60 test rows" in said.sentence
+    assert data.error_unit == "standard deviations"
 
 
 def test_four_rows_more_may_be_chance(tumours):

@@ -43,20 +43,19 @@ def compare(predictions: NDArray[Any], data: Dataset, baselines: Sequence[Baseli
         data: the data set whose test rows were predicted.
         baselines: at least one.
     """
-    targets = data.test.targets
-    errors = _row_errors(predictions, targets)
-    best = min(baselines, key=lambda one: _row_errors(one.predictions, targets).mean())
-    difference = errors - _row_errors(best.predictions, targets)
+    targets, scales = data.test.targets, data.error_scales
+    errors = _row_errors(predictions, targets, scales)
+    best = min(baselines, key=lambda one: _row_errors(one.predictions, targets, scales).mean())
+    difference = errors - _row_errors(best.predictions, targets, scales)
     mean = float(difference.mean())
     # A network that beats the best of them has beaten each one; the best of them had more draws.
     tests = len(baselines) if mean > 0 else 1
     beyond_chance = p_value(difference, data) * tests < _SIGNIFICANCE
-    unit = data.values[0].unit if data.values else ""
 
     def metric(outputs: NDArray[Any]) -> str:
         if data.is_classification:
             return format_metric("accuracy", accuracy(outputs, targets))
-        return format_metric("rmse", rmse(outputs, targets), unit)
+        return format_metric("rmse", rmse(outputs, targets, scales), data.error_unit)
 
     network, baseline = metric(predictions), metric(best.predictions)
     rows = f"{len(targets):,} test rows"
@@ -75,12 +74,16 @@ def compare(predictions: NDArray[Any], data: Dataset, baselines: Sequence[Baseli
     return Comparison(best, mean > 0, beyond_chance, sentence)
 
 
-def _row_errors(predictions: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+def _row_errors(
+    predictions: NDArray[Any], targets: NDArray[Any], scales: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """1 for a wrong class, else 0; or the mean of the squared errors of a row's values."""
     if targets.dtype == np.int64:
         is_wrong: NDArray[np.bool_] = predictions.argmax(axis=1) != targets
         return is_wrong.astype(np.float64)
-    means: NDArray[np.float64] = np.square(predictions - targets.astype(np.float64)).mean(axis=1)
+    means: NDArray[np.float64] = np.square(
+        (predictions - targets.astype(np.float64)) / scales
+    ).mean(axis=1)
     return means
 
 

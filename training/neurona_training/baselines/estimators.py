@@ -142,8 +142,8 @@ def _measure_baseline(name: str, fitted: _Fitted, data: Dataset) -> Baseline:
         note=fitted.note,
         model=fitted.model,
         predictions=predictions,
-        validation_metrics=measure(validation, data.validation.targets),
-        test_metrics=measure(predictions, data.test.targets),
+        validation_metrics=measure(validation, data.validation.targets, data.error_scales),
+        test_metrics=measure(predictions, data.test.targets, data.error_scales),
     )
 
 

@@ -141,10 +141,15 @@ def _make_problem(data: Dataset, title: str, columns: nn.Module, seed: int) -> P
     )
 
 
-def measure(predictions: NDArray[np.float64], targets: NDArray[Any]) -> dict[str, float]:
-    """Measures predictions: rmse of values, or accuracy and nll of probabilities."""
+def measure(
+    predictions: NDArray[np.float64], targets: NDArray[Any], scales: NDArray[np.float64]
+) -> dict[str, float]:
+    """Measures predictions: rmse of values, or accuracy and nll of probabilities.
+
+    scales: of the errors of values, `Dataset.error_scales`.
+    """
     if targets.dtype != np.int64:
-        return {"rmse": rmse(predictions, targets)}
+        return {"rmse": rmse(predictions, targets, scales)}
     nll = negative_log_likelihood(predictions, targets)
     return {"accuracy": accuracy(predictions, targets), "nll": nll}
 
@@ -242,7 +247,7 @@ def _error(
     """What a classification is chosen by, and what decides between equal ones."""
     predictions = answer(estimator, rows.columns, problem.classes)
     if problem.classes:
-        measured = measure(predictions, rows.targets)
+        measured = measure(predictions, rows.targets, problem.data.error_scales)
         wrong, nll = 1 - measured["accuracy"], measured["nll"]
         return (wrong, nll) if by == "accuracy" else (nll, wrong)
     # Each value counts the same, whatever its unit.

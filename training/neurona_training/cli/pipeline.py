@@ -621,7 +621,7 @@ def _write_variant(
 def _format_metrics(metrics: Mapping[str, float], data: Dataset) -> str:
     from neurona_training.learning.evaluation import format_metric
 
-    unit = data.values[0].unit if data.values else ""
+    unit = data.error_unit
     texts = []
     for name, value in metrics.items():
         if name in ("temperature", "population_p_value"):

@@ -96,6 +96,16 @@ def best_baseline(figures: Sequence[Mapping[str, float]], unit: str) -> str:
     return f"{TITLES[best]}, {format_metric(metric, means[best], unit)}"
 
 
+def error_unit(described: ModelMetadata) -> str:
+    """The unit of a regression's errors; see `Dataset.error_unit`."""
+    from neurona_training.data import STANDARD_DEVIATIONS
+
+    values = [value for value in described.values if not value.quantile]
+    if len(values) > 1 and not described.inputs[0].window:
+        return STANDARD_DEVIATIONS
+    return values[0].unit if values else ""
+
+
 def describe_training(provenance: Mapping[str, str]) -> str:
     """Describes what all seeds of a training share, by entries of its provenance."""
     return ", ".join(f"{key} {provenance[key]}" for key in _SHARED_ENTRIES if key in provenance)

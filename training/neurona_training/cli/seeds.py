@@ -20,6 +20,7 @@ from neurona_training.cli.results import (
     SEEDS_FILE,
     best_baseline,
     describe_training,
+    error_unit,
     figures_by_seed,
     format_test_metrics,
     read_metadata,
@@ -84,7 +85,7 @@ def train_other_seeds(arguments: Arguments) -> Iterator[str]:
             }
             seconds = round(time.monotonic() - started, 1)
             records.add(str(seed), training, {"figures": figures, "seconds": seconds})
-            unit = described.values[0].unit if described.values else ""
+            unit = error_unit(described)
             yield f"{arguments.name}, seed {seed}: {format_test_metrics([figures], unit)}"
         checkpoint.unlink(missing_ok=True)
     yield _summarise(arguments, path, described)
@@ -128,7 +129,7 @@ def _check_same(path: Path, expected: str, training: str) -> None:
 
 def _summarise(arguments: Arguments, path: Path, described: ModelMetadata) -> str:
     runs = figures_by_seed(path, described)
-    unit = described.values[0].unit if described.values else ""
+    unit = error_unit(described)
     tested = format_test_metrics([run.figures for run in runs], unit)
     line = f"{arguments.name}: {tested} over {len(runs)} seeds"
     best = best_baseline([run.figures for run in runs], unit)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from neurona_training.cli.results import (
     best_baseline,
+    error_unit,
     figures_by_seed,
     format_test_metrics,
     read_metadata,
@@ -87,7 +88,7 @@ def _newest_versions(models: Path) -> list[Path]:
 def _table_row(path: Path, described: ModelMetadata) -> tuple[str, ...]:
     runs, provenance = figures_by_seed(path, described), described.provenance
     figures = [run.figures for run in runs]
-    unit = described.values[0].unit if described.values else ""
+    unit = error_unit(described)
     recipe = provenance["recipe"]
     return (
         path.parents[1].name,

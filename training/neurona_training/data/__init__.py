@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # the catalogue is listed without numpy
 Kind = Literal["rows", "images", "sequences"]
 Task = Literal["classification", "regression"]
 
+STANDARD_DEVIATIONS = "standard deviations"
+"""Unit of an error over several values, each by that of its training rows."""
+
 _PIECE_BYTES = 64 << 20
 
 
@@ -259,3 +262,29 @@ class Dataset:
     def is_series(self) -> bool:
         """Whether each row is a window of a series, and its targets are the values after it."""
         return self.input.window > 0 and not self.is_classification
+
+    @property
+    def has_unlike_values(self) -> bool:
+        """Whether several values are predicted that are no steps of one series."""
+        return len(self.values) > 1 and not self.is_series
+
+    @property
+    def error_scales(self) -> NDArray[np.float64]:
+        """What errors are divided by before those of several values are averaged, (values,).
+
+        Ones; or, of values that may differ in unit and size, the standard deviations of the
+        training rows, so that each counts the same.
+        """
+        import numpy as np
+
+        if not self.has_unlike_values:
+            return np.ones(max(1, len(self.values)))
+        spread = self.train.targets.std(axis=0, dtype=np.float64)
+        return np.where(spread > 0, spread, 1.0)
+
+    @property
+    def error_unit(self) -> str:
+        """Unit of an error over all values of a regression; see `error_scales`."""
+        if self.has_unlike_values:
+            return STANDARD_DEVIATIONS
+        return self.values[0].unit if self.values else ""

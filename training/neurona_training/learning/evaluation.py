@@ -83,7 +83,9 @@ def evaluate(network: nn.Module, data: Dataset) -> dict[str, float]:
         metrics["validation_nll"] = negative_log_likelihood(probabilities, targets)
     else:
         targets = data.validation.targets
-        metrics["validation_rmse"] = rmse(validated[:, : targets.shape[1]], targets)
+        metrics["validation_rmse"] = rmse(
+            validated[:, : targets.shape[1]], targets, data.error_scales
+        )
     return {**metrics, "test_rows": float(len(data.test))}
 
 
@@ -96,14 +98,15 @@ def measure_predictions(predictions: NDArray[Any], data: Dataset) -> dict[str, f
         data: the data set whose test rows were predicted.
 
     Returns:
-        test_rmse of a regression, and with bounds interval_coverage, the fraction of the true
-        values that are within them, and interval_width, their mean distance. Of a
-        classification: test_accuracy, test_ece, test_nll, test_balanced_accuracy if the largest
-        class has more than twice the rows of the smallest, and test_auc if every class has a row.
+        test_rmse of a regression in `Dataset.error_unit`, and with bounds interval_coverage, the
+        fraction of the true values that are within them, and interval_width, their mean distance.
+        Of a classification: test_accuracy, test_ece, test_nll, test_balanced_accuracy if the
+        largest class has more than twice the rows of the smallest, and test_auc if every class has
+        a row.
     """
     targets = data.test.targets
     if not data.is_classification:
-        return _measure_values(predictions, targets)
+        return _measure_values(predictions, targets, data.error_scales)
     metrics = {"test_accuracy": accuracy(predictions, targets)}
     counts = np.bincount(targets, minlength=len(data.labels))
     if counts.max() > 2 * counts.min():  # large classes could hide the small ones
@@ -115,13 +118,15 @@ def measure_predictions(predictions: NDArray[Any], data: Dataset) -> dict[str, f
     return metrics
 
 
-def _measure_values(predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+def _measure_values(
+    predictions: NDArray[Any], targets: NDArray[Any], scales: NDArray[np.float64]
+) -> dict[str, float]:
     count = targets.shape[1]
-    metrics = {"test_rmse": rmse(predictions[:, :count], targets)}
+    metrics = {"test_rmse": rmse(predictions[:, :count], targets, scales)}
     if predictions.shape[1] > count:
         lower, upper = np.split(predictions[:, count:].astype(np.float64), 2, axis=1)
         metrics["interval_coverage"] = float(np.mean((lower <= targets) & (targets <= upper)))
-        metrics["interval_width"] = float(np.mean(upper - lower))
+        metrics["interval_width"] = float(np.mean((upper - lower) / scales))
     return metrics
 
 
@@ -136,9 +141,18 @@ def balanced_accuracy(logits: NDArray[Any], targets: NDArray[Any]) -> float:
     return float(np.mean([right[targets == label].mean() for label in np.unique(targets)]))
 
 
-def rmse(values: NDArray[Any], targets: NDArray[Any]) -> float:
-    """Root of the mean squared error, in the unit of the targets."""
-    return float(np.sqrt(np.mean(np.square(values.astype(np.float64) - targets))))
+def rmse(
+    values: NDArray[Any], targets: NDArray[Any], scales: NDArray[np.float64] | float = 1.0
+) -> float:
+    """Root of the mean squared error.
+
+    Args:
+        values: predictions, (rows, values).
+        targets: the true ones.
+        scales: what errors are divided by, `Dataset.error_scales`.
+    """
+    errors = (values.astype(np.float64) - targets) / scales
+    return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def auc(probabilities: NDArray[Any], targets: NDArray[Any]) -> float:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -370,7 +371,9 @@ def _validate(
         outputs = predict(network, data.validation, device.torch_device)
         targets = data.validation.targets
         measured[0] = loss(outputs, torch.from_numpy(targets), smoothing, class_weights, unit.cpu())
-        measure = accuracy if data.is_classification else rmse
+        measure = accuracy
+        if not data.is_classification:
+            measure = partial(rmse, scales=data.error_scales)
         measured[1] = measure(outputs.numpy(), targets)
         trained = predict(network, compared_rows, device.torch_device)
         measured[2] = measure(trained.numpy(), compared_rows.targets)

@@ -38,7 +38,7 @@ def epoch_summary(epoch: Epoch, epochs: int, data: Dataset) -> str:
     if data.is_classification:
         metric = f"accuracy {epoch.metric:.2%}"
     else:
-        metric = f"RMSE {epoch.metric:.4g} {data.values[0].unit}"
+        metric = f"RMSE {epoch.metric:.4g} {data.error_unit}"
     return f"epoch {epoch.number}/{epochs}, loss {epoch.loss:.4f}, validation {metric}"
 
 

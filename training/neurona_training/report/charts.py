@@ -166,7 +166,7 @@ def learning_curves(results: RunResults) -> Figure:
         right.set_ylim(top=min(right.get_ylim()[1], 1.005))
         right.set_title("Accuracy", fontsize=10.5, color=INK, loc="left")
     else:
-        unit = f" in {data.values[0].unit}" if data.values[0].unit else ""
+        unit = f" in {data.error_unit}" if data.error_unit else ""
         right.set_title(escape_math(f"RMSE{unit}"), fontsize=10.5, color=INK, loc="left")
     if has_rates:
         rates = [epoch.learning_rate for epoch in history]

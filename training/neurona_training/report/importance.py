@@ -139,7 +139,7 @@ def _measure(results: RunResults, split: Split) -> float:
     if results.data.is_classification:
         return accuracy(outputs, split.targets)
     # Bounds of intervals follow the values.
-    return -rmse(outputs[:, : len(results.data.values)], split.targets)
+    return -rmse(outputs[:, : len(results.data.values)], split.targets, results.data.error_scales)
 
 
 def _draw(results: RunResults, importances: list[Importance]) -> Figure:

@@ -158,7 +158,9 @@ def _quality(results: RunResults) -> str:
             text += f"; its probabilities are off by {figures['test_ece']:.1%} on average"
     else:
         block = max(len(data.values), math.ceil(rows ** (1 / 3))) if data.is_series else 1
-        low, high = rmse_interval(results.predictions - data.test.targets, block)
+        low, high = rmse_interval(
+            (results.predictions - data.test.targets) / data.error_scales, block
+        )
         text = (
             f"{format_metric('test_rmse', figures['test_rmse'], results.unit)} on {rows:,} test "
             f"rows (95 % interval {format_number(low)} to {format_number(high)})"
@@ -175,7 +177,8 @@ def _quality(results: RunResults) -> str:
 def _weaknesses(results: RunResults) -> str:
     data = results.data
     if not data.is_classification:
-        errors = np.abs(results.predictions - data.test.targets).max(axis=1)
+        errors = np.abs(results.predictions - data.test.targets) / data.error_scales
+        errors = errors.max(axis=1)
         half, large = (
             f"{format_number(float(np.quantile(errors, part)))} {results.unit}".rstrip()
             for part in (0.5, 0.95)

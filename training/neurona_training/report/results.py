@@ -145,8 +145,8 @@ class RunResults:
 
     @property
     def unit(self) -> str:
-        """Unit of a regression's values."""
-        return self.data.values[0].unit if self.data.values else ""
+        """Unit of a regression's errors."""
+        return self.data.error_unit
 
     def test_input(self, row: int) -> NDArray[Any]:
         """The main input of a test row, without its padding."""

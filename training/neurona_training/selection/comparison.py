@@ -214,7 +214,7 @@ def compare(
     return RecipeComparison(
         data_name=data.name,
         metric=metric,
-        unit=data.values[0].unit if data.values else "",
+        unit=data.error_unit,
         standings=(*ranked, *(one for one in standings if one.failure)),
         plan=plan,
     )
@@ -241,7 +241,7 @@ def validation_metrics(outputs: NDArray[Any], data: Dataset) -> dict[str, float]
     """
     targets = data.validation.targets
     if not data.is_classification:
-        return {"rmse": rmse(outputs, targets)}
+        return {"rmse": rmse(outputs, targets, data.error_scales)}
     metrics = {
         "accuracy": accuracy(outputs, targets),
         "balanced_accuracy": balanced_accuracy(outputs, targets),
@@ -329,8 +329,7 @@ def _format_validation(metrics: Mapping[str, float], metric: str, data: Dataset)
             f"data set {data.name!r} has a class without a validation row, so that {metric} is "
             "undefined (expected another --metric)"
         )
-    unit = data.values[0].unit if data.values else ""
-    return f"validation {format_metric(metric, metrics[metric], unit)}"
+    return f"validation {format_metric(metric, metrics[metric], data.error_unit)}"
 
 
 def _train_once(

@@ -10,6 +10,7 @@ import numpy as np
 from neurona_protos.prediction_pb2 import Task
 from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.policy import Priority
+from neurona_server.batching.ranking import ranked_rows
 from neurona_server.batching.request import Array, Inputs, Outputs, Request
 from neurona_server.errors import NeuronaError
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion
@@ -158,6 +159,8 @@ class Shadow:
         if not self._compatible:
             self._record("incompatible")
             return
+        if any(ranked_rows(output) is not None for output in outputs):
+            return  # its run began before there was a shadow
         expected = _detach_rows(outputs)
         tensor_types = {
             spec.name: (spec.dtype, request.inputs[spec.name].shape)

@@ -174,6 +174,12 @@ def device_failure(
     return DeviceMemoryError(device) if kind is FailureKind.OUT_OF_MEMORY else None
 
 
+def memory_failure(error: BaseException, device: str) -> DeviceMemoryError | None:
+    """Return the error for an exception of a run on a device that cannot be lost: the CPU."""
+    out_of_memory = classify_failure(error) is FailureKind.OUT_OF_MEMORY
+    return DeviceMemoryError(device) if out_of_memory else None
+
+
 def is_sticky_code(code: int) -> bool:
     """Return whether an error of the CUDA driver or runtime API means that the device is lost.
 

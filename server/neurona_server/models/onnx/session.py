@@ -1,4 +1,7 @@
-"""A session: one model file loaded in ONNX Runtime, and its runs."""
+"""A session: one model file loaded in ONNX Runtime, and its runs.
+
+It is one file since all ways to run a session share its state and its rules for errors.
+"""
 
 import logging
 import re
@@ -7,6 +10,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,17 @@ import onnxruntime
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Array, Inputs, Outputs
-from neurona_server.errors import InvalidArgumentError, LoadError, UnavailableError
+from neurona_server.errors import (
+    DeviceLostError,
+    InvalidArgumentError,
+    LoadError,
+    NeuronaError,
+    UnavailableError,
+)
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
+from neurona_server.models.onnx.class_ranker import ClassRanker
+from neurona_server.models.onnx.device_probe import probe_device
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.gpu_facts import has_cuda_driver
@@ -56,6 +68,9 @@ _WRONG_LENGTHS = re.compile(
 
 _open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 _open_sessions_lock = threading.Lock()
+
+_abandoned_sessions: list[tuple["Session", onnxruntime.InferenceSession]] = []
+"""Those of lost devices, which are kept until the process ends."""
 
 
 class ArenaShrinker:
@@ -139,6 +154,7 @@ class Session:
         """
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
+        self._lost_error: DeviceLostError | None = None
         self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
         threads = self._reserve_threads(path, options)
@@ -182,6 +198,7 @@ class Session:
             if spec.dtype == DataType.DATA_TYPE_BFLOAT16
         }
         self.class_labels: dict[str, tuple[str, ...]] = {}
+        self._ranker: ClassRanker | None = None
         self._shrinker = ArenaShrinker(options.shrink_seconds if options.arena else 0.0)
         self._runs_in_flight: list[None] = []  # an element for each: append and pop are atomic
         self._arenas = "cpu:0" if self.provider == CPU else f"cpu:0;gpu:{self.device.number}"
@@ -200,8 +217,33 @@ class Session:
         """Return, for each slot, what makes its runs; on a GPU one at a time may go on in each."""
         return [self.new_run] * self.slots
 
-    def run_with_options(self, inputs: Inputs, options: onnxruntime.RunOptions) -> Outputs:
+    def open_ranker(self, index: int, *, logits: bool) -> None:
+        """Make runs able to rank the output at an index on the device.
+
+        Raises:
+            LoadError: The device does not.
+            Exception: What ONNX Runtime raises.
+        """
+        number, spec = self.device.number, self.outputs[index]
+        provider: runtime.Provider = CPU
+        if self.device.kind != "cpu":
+            options = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
+            provider = (runtime.CUDA, options)
+        self._ranker = ClassRanker(
+            index, spec.dtype, provider, self.device.kind, number, logits=logits
+        )
+
+    def close_ranker(self) -> None:
+        """Undo what `open_ranker` did."""
+        self._ranker = None
+
+    def run_with_options(
+        self, inputs: Inputs, options: onnxruntime.RunOptions, ranked_count: int = 0
+    ) -> Outputs:
         """Run as `run` does, with options of ONNX Runtime.
+
+        With a `ranked_count`, the output that `open_ranker` was called for may be RankedRows with
+        so many classes.
 
         Raises:
             DeviceMemoryError: The device has too little memory for the run.
@@ -212,14 +254,14 @@ class Session:
         """
         session = self._session
         if session is None:
-            raise UnavailableError("the model has been unloaded")
+            raise self._lost_error or UnavailableError("the model has been unloaded")
         if self._recurrent:
             _check_not_empty(inputs)
         if self._shrinker.is_due_in_run():
             options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
         self._runs_in_flight.append(None)
         try:
-            outputs = self._run(session, inputs, options)
+            outputs = self._run(session, inputs, options, ranked_count)
         except Exception as error:
             if problem := _WRONG_LENGTHS.search(str(error)):
                 raise InvalidArgumentError(
@@ -227,12 +269,12 @@ class Session:
                 ) from error
             # Raised before the run, by providers without an arena.
             if _NO_ARENA not in str(error):
-                if failure := run_failures.device_failure(error, self.device.label):
+                if failure := self._device_failure(error):
                     raise failure from error
                 raise
             self._shrinker.stop()
             options.add_run_config_entry(_SHRINK_ARENAS, "")
-            outputs = self._run(session, inputs, options)
+            outputs = self._run(session, inputs, options, ranked_count)
         finally:
             self._runs_in_flight.pop()
         for index, name in self._zipmaps.items():
@@ -289,7 +331,7 @@ class Session:
 
         A run that is in flight completes, and its memory is freed after it.
         """
-        self._session = None
+        self._session = self._ranker = None  # unless it was abandoned
         self._give_up_threads()
         self.keep_engines()
         trim_heap()
@@ -302,6 +344,26 @@ class Session:
     def _give_up_threads(self) -> None:
         if self._release_threads is not None:
             self._release_threads()
+
+    def abandon(self, error: DeviceLostError) -> None:
+        """Never use or free the session again, whose device is lost; runs raise `error`.
+
+        ONNX Runtime's destructors call CUDA, which may hang or end the process after such an error.
+        """
+        if self._session is None:
+            return
+        _abandoned_sessions.append((self, self._session))
+        self._lost_error = error
+        self._session = None
+
+    def _device_failure(self, error: Exception) -> NeuronaError | None:
+        """Return the error of a run that failed because of the device, else None."""
+        device = self.device
+        if device.kind == "cuda":
+            return run_failures.device_failure(error, device.label, partial(probe_device, device))
+        if self.provider == CPU:
+            return run_failures.memory_failure(error, device.label)
+        return run_failures.device_failure(error, runtime.short_name(self.provider))
 
     def _reserve_threads(self, path: Path, options: RuntimeOptions) -> int:
         wanted = options.threads or available_cpus()
@@ -325,7 +387,10 @@ class Session:
         session: onnxruntime.InferenceSession,
         inputs: Inputs,
         options: onnxruntime.RunOptions,
+        ranked_count: int = 0,
     ) -> list[Any]:
+        if ranked_count and (ranker := self._ranker) is not None and not ranker.failed:
+            return ranker.run(session, inputs, options, ranked_count)
         if self._bfloat16:
             return self._run_with_values(session, inputs, options)
         try:
@@ -399,11 +464,25 @@ class Session:
         return np.asarray(value.numpy())
 
 
+def abandon_sessions(device: str, error: DeviceLostError) -> bool:
+    """Abandon all open sessions on a device that is lost, by its label, as `Session.abandon` does.
+
+    Returns:
+        Whether there were any.
+    """
+    with _open_sessions_lock:
+        sessions = [session for session in _open_sessions if session.device.label == device]
+    for session in sessions:
+        session.abandon(error)
+    return bool(sessions)
+
+
 class SessionRun:
     """One run that another thread can terminate; ONNX Runtime checks for that between nodes."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._ranked_count = 0
         self._options = onnxruntime.RunOptions()
         # Errors are raised, with the same text; logging each would let callers flood the log.
         self._options.log_severity_level = _FATAL
@@ -415,8 +494,12 @@ class SessionRun:
     def terminate(self) -> None:
         self._options.terminate = True
 
+    def rank(self, count: int) -> None:
+        """See `RankingRun.rank`."""
+        self._ranked_count = count
+
     def _run(self, inputs: Inputs) -> Outputs:
-        return self._session.run_with_options(inputs, self._options)
+        return self._session.run_with_options(inputs, self._options, self._ranked_count)
 
 
 def _check_not_empty(inputs: Inputs) -> None:

@@ -15,7 +15,7 @@ from neurona_protos.open_inference_pb2 import (
 from neurona_protos.prediction_pb2 import DataType, Task
 from neurona_protos.tensors import encode
 from neurona_protos.wire_format import header
-from neurona_server.batching.ranking import rank_rows
+from neurona_server.batching.ranking import RankedRows, rank_rows
 from neurona_server.batching.request import Array, Outputs
 from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.models.model import Model
@@ -134,6 +134,12 @@ class InferResponseWriter(NamedTuple):
     def expected_bytes(self, rows: int) -> int:
         return int(rows * self.size_estimate.row_bytes)
 
+    def ranked_classes(self, answer: int) -> int:
+        for output in self.requested:
+            if output.position == answer:
+                return output.class_count
+        return 1  # it is not requested
+
 
 def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
     head = ModelInferResponse(
@@ -144,17 +150,19 @@ def _write_response(writer: InferResponseWriter, outputs: Outputs) -> bytes:
     pieces: list[bytes | memoryview] = []
     typed = writer.typed and all(_has_typed_contents(output) for output in writer.requested)
     for output in writer.requested:
-        spec, array, dtype = output.spec, np.asarray(outputs[output.position]), output.spec.dtype
+        spec, dtype = output.spec, output.spec.dtype
         if output.class_count:
             array = rank_classes(
                 spec.name,
-                array,
+                outputs[output.position],
                 dtype,
                 output.class_count,
                 output.labels,
                 has_batch_axis=writer.has_batch_axis,
             )
             dtype = DataType.DATA_TYPE_STRING
+        else:
+            array = np.asarray(outputs[output.position])
         tensor = head.outputs.add(name=spec.name, datatype=DATATYPE_NAMES[dtype], shape=array.shape)
         if typed and not output.region_slice:
             set_contents(tensor.contents, array, dtype)
@@ -214,7 +222,7 @@ def _read_class_count(parameters: Mapping[str, InferParameter], spec: TensorSpec
 
 def rank_classes(
     name: str,
-    array: Array,
+    array: Array | RankedRows,
     dtype: DataType,
     count: int,
     labels: Sequence[str],
@@ -228,7 +236,7 @@ def rank_classes(
 
     Args:
         name: The output's name, for errors.
-        array: The output; all axes behind the batch axis are flattened.
+        array: The output; all axes behind the batch axis are flattened. Or its best classes.
         dtype: The output's datatype.
         count: Classes for each row.
         labels: The name of each class, as far as they have one.
@@ -240,24 +248,38 @@ def rank_classes(
     Raises:
         InvalidArgumentError: There would be more than MAX_CLASS_RESULTS.
     """
+    if isinstance(array, RankedRows):
+        best = array.indices[:, :count]
+        _check_results(name, *best.shape)
+        return _format_classes(best, array.values, labels)
+    array = np.asarray(array)
     if dtype == DataType.DATA_TYPE_BFLOAT16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     has_rows = has_batch_axis and array.ndim > 0
     size = math.prod(array.shape[1:]) if has_rows else array.size
     rows = array.reshape(array.shape[0] if has_rows else 1, size)
     count = min(count, size)
-    if len(rows) * count > MAX_CLASS_RESULTS:
-        raise InvalidArgumentError(
-            f"output {name!r} has {len(rows)} rows of {count} classes "
-            f"(expected at most {MAX_CLASS_RESULTS} results)"
-        )
+    _check_results(name, len(rows), count)
     # For integers ~x reverses the order without an overflow, unlike -x.
     keys = -rows if rows.dtype.kind == "f" else ~rows
     order = rank_rows(keys, count)
-    texts = np.empty(order.shape, dtype=object)
-    for row, indices in enumerate(order.tolist()):
+    texts = _format_classes(order, np.take_along_axis(rows, order, axis=1), labels)
+    return texts if has_rows else texts[0]
+
+
+def _check_results(name: str, rows: int, count: int) -> None:
+    if rows * count > MAX_CLASS_RESULTS:
+        raise InvalidArgumentError(
+            f"output {name!r} has {rows} rows of {count} classes "
+            f"(expected at most {MAX_CLASS_RESULTS} results)"
+        )
+
+
+def _format_classes(classes: Array, values: Array, labels: Sequence[str]) -> Array:
+    texts = np.empty(classes.shape, dtype=object)
+    for row, indices in enumerate(classes.tolist()):
         for column, index in enumerate(indices):
-            text = f"{rows[row, index]!s}:{index}"
+            text = f"{values[row, column]!s}:{index}"
             label = labels[index] if index < len(labels) else ""
             texts[row, column] = f"{text}:{label}" if label else text
-    return texts if has_rows else texts[0]
+    return texts

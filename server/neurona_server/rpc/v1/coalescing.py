@@ -74,6 +74,11 @@ class CoalescedRequest(Request):
         responder.on_cancel(partial(cancel, self))
 
     @property
+    def ranked_classes(self) -> int:
+        model = self.model
+        return 0 if model.on_answer else self.response_writer.ranked_classes(model.answer)
+
+    @property
     def log_fields(self) -> Mapping[str, str | int]:
         return {**self.model.log_fields, **log_fields_of(self.responder)}
 

@@ -24,7 +24,7 @@ from neurona_protos.prediction_pb2 import (
 from neurona_protos.tensors import Array, encode
 from neurona_protos.wire_format import header, length_delimited
 from neurona_server.batching.batch import RowSlice
-from neurona_server.batching.ranking import rank_rows
+from neurona_server.batching.ranking import rank_rows, ranked_rows
 from neurona_server.batching.request import Outputs
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.models.model import Model
@@ -85,6 +85,9 @@ class PredictResponseWriter(NamedTuple):
     def expected_bytes(self, rows: int) -> int:
         return self.encoder.expected_bytes(rows, self.top_k, raw_outputs=self.raw_outputs)
 
+    def ranked_classes(self, _: int) -> int:
+        return self.top_k if self.encoder.classifies and not self.raw_outputs else 0
+
 
 class ResponseEncoder:
     """Writes the responses of one model.
@@ -96,7 +99,7 @@ class ResponseEncoder:
         self._position = model.answer
         self._softmax = model.softmax
         self._width = len(model.metadata.values) or 1
-        self._classifies = model.metadata.task == Task.TASK_CLASSIFICATION
+        self.classifies = model.metadata.task == Task.TASK_CLASSIFICATION
         self._regresses = model.metadata.task == Task.TASK_REGRESSION
         self._labels = list(model.metadata.labels)
         self._specs = model.signature.outputs
@@ -112,7 +115,7 @@ class ResponseEncoder:
         """Return a response. `top_k` is the number of classes of a classification, at least 1."""
         part = outputs if isinstance(outputs, RowSlice) else None
         pieces: list[bytes | memoryview] = [self._head]
-        if self._classifies:
+        if self.classifies:
             if top_k == 1 and part is not None and part.rows == 1 and not raw_outputs:
                 best = self._best(part)
                 row = part.start
@@ -124,7 +127,7 @@ class ResponseEncoder:
         elif self._regresses:
             rows = self._rows(outputs, part, ("values", 0))
             pieces += [length_delimited(_REGRESSION, self._described + b"".join(rows))]
-        if raw_outputs or not (self._classifies or self._regresses):
+        if raw_outputs or not (self.classifies or self._regresses):
             for spec, array in zip(self._specs, outputs, strict=True):
                 pieces += tensor_bytes(_OUTPUTS, spec.name, spec.dtype, np.asarray(array))
             response = b"".join(pieces)
@@ -136,7 +139,7 @@ class ResponseEncoder:
         self, part: RowSlice, rows: int, top_k: int, *, raw_outputs: bool
     ) -> list[bytes]:
         """See `PredictResponseWriter.write_each`."""
-        if self._classifies and top_k == 1 and rows == 1 and not raw_outputs:
+        if self.classifies and top_k == 1 and rows == 1 and not raw_outputs:
             best, heads = self._best(part), self._single
             numbers = best.probabilities
             return [
@@ -150,11 +153,11 @@ class ResponseEncoder:
 
     def expected_bytes(self, rows: int, top_k: int, *, raw_outputs: bool) -> int:
         size = len(self._head)
-        if self._classifies:
+        if self.classifies:
             size += rows * min(top_k, len(self._labels) or top_k) * self._class_bytes
         elif self._regresses:
             size += rows * _VALUE_BYTES * self._width
-        if raw_outputs or not (self._classifies or self._regresses):
+        if raw_outputs or not (self.classifies or self._regresses):
             size += int(rows * self._size_estimate.row_bytes)
         return size
 
@@ -179,6 +182,10 @@ class ResponseEncoder:
     def _write_rows(self, answer: Array, key: tuple[str, int]) -> list[bytes]:
         if key[0] == "values":
             return value_rows(answer)
+        if (ranked := ranked_rows(answer)) is not None:
+            selected = ranked.softmax() if self._softmax else ranked.values
+            best = slice(key[1])
+            return _write_class_rows(ranked.indices[:, best], selected[:, best], self._labels)
         return class_rows(self._probabilities(answer), self._labels, key[1])
 
     def _probabilities(self, answer: Array) -> Array:
@@ -192,9 +199,14 @@ class ResponseEncoder:
         cache = part.batch.cache
         best: Best | None = cache.get("best")
         if best is None:
-            probabilities = self._probabilities(part.batch.outputs[self._position])
-            classes = _ranked(probabilities).argmax(axis=1)
-            selected = probabilities[np.arange(len(classes)), classes]
+            answer = part.batch.outputs[self._position]
+            if (ranked := ranked_rows(answer)) is not None:
+                classes = ranked.indices[:, 0]
+                selected = (ranked.softmax() if self._softmax else ranked.values)[:, 0]
+            else:
+                probabilities = self._probabilities(answer)
+                classes = _ranked(probabilities).argmax(axis=1)
+                selected = probabilities[np.arange(len(classes)), classes]
             best = Best(classes.tolist(), selected.astype("<f4").tobytes())
             cache["best"] = best
         return best
@@ -227,9 +239,14 @@ def class_rows(probabilities: Array, labels: Sequence[str], top_k: int) -> list[
     """
     ranked = _ranked(probabilities)
     classes = ranked.argmax(axis=1)[:, np.newaxis] if top_k == 1 else rank_rows(-ranked, top_k)
-    selected = np.take_along_axis(probabilities, classes, axis=1).astype("<f4")
+    selected = np.take_along_axis(probabilities, classes, axis=1)
+    return _write_class_rows(classes, selected, labels)
+
+
+def _write_class_rows(classes: Array, selected: Array, labels: Sequence[str]) -> list[bytes]:
+    """Return the rows of classes and their probabilities, both of shape (rows, count)."""
     size = 4 * classes.shape[1]
-    data = selected.tobytes()
+    data = selected.astype("<f4").tobytes()
     tail = header(_PROBABILITIES, size)
     return [
         length_delimited(

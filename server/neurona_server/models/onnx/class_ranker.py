@@ -1,0 +1,227 @@
+"""Ranks the classes of an output on the device that has computed it, by a session of its own.
+
+Its graph has ONNX's operator TopK (https://onnx.ai/onnx/operators/onnx__TopK.html). Beside the
+best classes it returns, for each row, whether all values are finite and, for logits, what their
+probabilities are relative to. The output itself stays on the device. Tested on the CPU provider;
+not run on a GPU yet.
+
+TopK is to give equal values in the order of their indices, but some of the CUDA provider's kernels
+do not (onnxruntime's topk_impl.cuh: those of the last value are taken by thread). So one value more
+is asked for, which says whether the last one has equals that are left out, and what comes back is
+put in order.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.tensors import NUMPY_DTYPES
+from neurona_protos.wire_format import VARINT, length_delimited, varint
+from neurona_server.batching.ranking import RankedRows
+from neurona_server.batching.request import Inputs
+from neurona_server.errors import LoadError
+from neurona_server.models.onnx.runtime import CPU, Provider
+
+log = logging.getLogger(__name__)
+
+_ELEMENT_TYPES = {DataType.DATA_TYPE_FLOAT: 1, DataType.DATA_TYPE_FLOAT16: 10}
+"""ONNX's numbers (TensorProto.DataType) of the dtypes that can be ranked."""
+
+RANKED_TYPES = frozenset(_ELEMENT_TYPES)
+
+_FLOAT, _INT64 = 1, 7
+_INT, _INTS = 2, 7  # AttributeProto.AttributeType
+_OPSET, _IR_VERSION = 13, 8
+_ERRORS = 3  # log_severity_level
+
+
+class ClassRanker:
+    """Runs a model so that one of its outputs is ranked on the device.
+
+    Attributes:
+        failed: Whether ranking has failed once: it is not tried again.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        dtype: DataType,
+        provider: Provider,
+        device_type: str,
+        number: int,
+        *,
+        logits: bool,
+    ) -> None:
+        """Load the graph that ranks.
+
+        Args:
+            index: Of the output, of shape (rows, classes).
+            dtype: Of the output, one of RANKED_TYPES.
+            provider: Of the device, with its options.
+            device_type: ONNX Runtime's name of the device's memory, as "cuda".
+            number: Of the device.
+            logits: Whether probabilities are wanted of the values.
+
+        Raises:
+            LoadError: The graph would not run on the device.
+        """
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = _ERRORS
+        settings.intra_op_num_threads = 1
+        providers = [provider] if provider == CPU else [provider, CPU]
+        self._session = onnxruntime.InferenceSession(
+            _graph(_ELEMENT_TYPES[dtype], logits=logits), settings, providers, enable_fallback=0
+        )
+        name = provider if isinstance(provider, str) else provider[0]
+        if self._session.get_providers()[0] != name:
+            raise LoadError(f"the ranking of classes runs without {name}")
+        self._logits = logits
+        self._dtype = NUMPY_DTYPES[dtype]
+        self._index = index
+        self._device_type = device_type
+        self._number = number
+        self.failed = False
+
+    def run(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Inputs,
+        options: onnxruntime.RunOptions,
+        count: int,
+    ) -> list[Any]:
+        """Run a session whose tensors all are numpy arrays, and return its outputs.
+
+        Args:
+            session: The model's session.
+            inputs: Its inputs.
+            options: ONNX Runtime's, of its run.
+            count: How many of the best classes of each row are wanted.
+
+        Returns:
+            The outputs in the graph's order, RankedRows for the ranked one; its whole array where
+            `rank` returns None or fails.
+        """
+        io = session.io_binding()
+        for name, array in inputs.items():
+            io.bind_cpu_input(name, np.ascontiguousarray(array))
+        for index, node in enumerate(session.get_outputs()):
+            if index == self._index:
+                io.bind_output(node.name, self._device_type, self._number)
+            else:
+                io.bind_output(node.name, "cpu")
+        session.run_with_iobinding(io, options)
+        values = io.get_outputs()
+        outputs: list[Any] = [
+            None if index == self._index else value.numpy() for index, value in enumerate(values)
+        ]
+        try:
+            outputs[self._index] = self.rank(values[self._index], count)
+        except Exception as error:  # ONNX Runtime raises a class of its own for each status
+            self.failed = True
+            log.warning("classes are ranked on the host from now on: %s", error)
+        if outputs[self._index] is None:
+            outputs[self._index] = values[self._index].numpy()
+        return outputs
+
+    def rank(self, output: onnxruntime.OrtValue, count: int) -> RankedRows | None:
+        """Rank the rows of an output on the device.
+
+        Args:
+            output: Shape (rows, classes).
+            count: How many of the best classes of each row are wanted.
+
+        Returns:
+            None if only the whole output can tell: some value is NaN or infinite, or more values
+            equal the last one than are wanted.
+        """
+        class_count = output.shape()[1]
+        io = self._session.io_binding()
+        io.bind_ortvalue_input("values", output)
+        io.bind_cpu_input("count", np.array([min(count + 1, class_count)], np.int64))
+        names = ["best", "indices", "check", *(["total"] if self._logits else [])]
+        for name in names:
+            io.bind_output(name, "cpu")
+        self._session.run_with_iobinding(io)
+        values, indices, check, *totals = [value.numpy() for value in io.get_outputs()]
+        if not np.isfinite(check).all():
+            return None
+        if count < class_count and (values[:, count - 1] == values[:, count]).any():
+            return None
+        order = np.lexsort((indices, -values))[:, :count]
+        indices = np.take_along_axis(indices, order, axis=1)
+        values = np.take_along_axis(values, order, axis=1)
+        return RankedRows(indices, values.astype(self._dtype, copy=False), class_count, *totals)
+
+
+def _graph(element_type: int, *, logits: bool) -> bytes:
+    """Return the ONNX model (opset 13) that ranks values, shape (rows, classes).
+
+    check is the sum of 0 * value: 0, or NaN if a value is NaN or infinite.
+    """
+    nodes = [
+        _node("Cast", ["values"], ["floats"], to=_FLOAT),
+        _node("TopK", ["floats", "count"], ["best", "indices"], axis=1),
+        _node("Mul", ["floats", "zero"], ["zeros"]),
+        _node("ReduceSum", ["zeros", "axes"], ["check"]),
+    ]
+    if logits:
+        nodes += [
+            _node("ReduceMax", ["floats"], ["most"], axes=[1]),
+            _node("Sub", ["floats", "most"], ["differences"]),
+            _node("Exp", ["differences"], ["powers"]),
+            _node("ReduceSum", ["powers", "axes"], ["total"]),
+        ]
+    outputs = {"best": _FLOAT, "indices": _INT64, "check": _FLOAT}
+    outputs |= {"total": _FLOAT} if logits else {}
+    graph = b"".join(
+        [
+            *[length_delimited(1, node) for node in nodes],
+            _text(2, "ranking"),
+            length_delimited(5, _tensor("zero", _FLOAT, (), np.float32(0).tobytes())),
+            length_delimited(5, _tensor("axes", _INT64, (1,), np.int64(1).tobytes())),
+            length_delimited(11, _value_info("values", element_type, ("rows", "classes"))),
+            length_delimited(11, _value_info("count", _INT64, (1,))),
+            *[
+                length_delimited(12, _value_info(name, dtype, ("rows", name)))
+                for name, dtype in outputs.items()
+            ],
+        ]
+    )
+    opset = _text(1, "") + _number(2, _OPSET)
+    return _number(1, _IR_VERSION) + length_delimited(7, graph) + length_delimited(8, opset)
+
+
+def _node(operator: str, inputs: list[str], outputs: list[str], **attributes: Any) -> bytes:
+    parts = [_text(1, name) for name in inputs] + [_text(2, name) for name in outputs]
+    parts.append(_text(4, operator))
+    for name, value in attributes.items():
+        if isinstance(value, int):
+            attribute = _text(1, name) + _number(3, value) + _number(20, _INT)
+        else:
+            attribute = _text(1, name) + b"".join(_number(8, one) for one in value)
+            attribute += _number(20, _INTS)
+        parts.append(length_delimited(5, attribute))
+    return b"".join(parts)
+
+
+def _tensor(name: str, element_type: int, shape: tuple[int, ...], data: bytes) -> bytes:
+    sizes = b"".join(_number(1, size) for size in shape)
+    return sizes + _number(2, element_type) + _text(8, name) + length_delimited(9, data)
+
+
+def _value_info(name: str, element_type: int, shape: tuple[int | str, ...]) -> bytes:
+    sizes = [_number(1, size) if isinstance(size, int) else _text(2, size) for size in shape]
+    dimensions = b"".join(length_delimited(1, size) for size in sizes)
+    tensor = _number(1, element_type) + length_delimited(2, dimensions)
+    return _text(1, name) + length_delimited(2, length_delimited(1, tensor))
+
+
+def _text(field: int, text: str) -> bytes:
+    return length_delimited(field, text.encode())
+
+
+def _number(field: int, value: int) -> bytes:
+    return varint(field << 3 | VARINT) + varint(value)
