@@ -69,12 +69,46 @@ MANY_BYTES = 100 << 10
 """Bytes of a row from which on requests are measured in shared memory, too."""
 
 ARCHITECTURES = {"resnet50-float16": ("resnet50", "float16")}
-VARIANTS: dict[str, tuple[str, ...]] = {}
-"""Flags of the server by what they turn off."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A server without one of its ways of running a batch.
+
+    Attributes:
+        networks: That it is measured with.
+        flags: Of the server.
+        prelude: Python that is run in the server's process before it starts: for what has no option
+            since nobody would want it.
+    """
+
+    networks: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    prelude: str = ""
+
+
+VARIANTS = {
+    "graphs": Variant(
+        ("lenet5", "lstm256", "resnet18"), ("--provider-options", "cuda.enable_cuda_graph=0")
+    ),
+    "overlap": Variant(
+        ("resnet50", "resnet50-float16"),
+        prelude="from neurona_server.models.onnx import devices; devices.CUDA_SLOTS = 1",
+    ),
+    "bound buffers": Variant(
+        ("resnet50", "lenet5", "lstm256"),
+        prelude="from neurona_server.models.onnx.session import Session; "
+        "Session.choose_methods = lambda *_: None",
+    ),
+}
+"""By what they turn off, the most important first."""
 
 COMPILED = ("resnet50", "resnet50-float16")
 COMPILE_SECONDS = 100.0
 FIRST_LOAD = 150.0  # seconds
+
+
+_START = "import sys; from neurona_server.cli import main; sys.exit(main())"
 
 
 @dataclass
@@ -225,7 +259,12 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    networks: Sequence[Network], rows: Sequence[int], device: str, log: Path, *flags: str
+    networks: Sequence[Network],
+    rows: Sequence[int],
+    device: str,
+    log: Path,
+    *flags: str,
+    prelude: str = "",
 ) -> Iterator[Server]:
     """Starts a server of a copy of each network for each of `rows`, and yields it at once."""
     ports = _free_ports(2)
@@ -240,7 +279,8 @@ def serving(
                     _link(file, model / "1" / file.name)
                 (model / "model.toml").write_text(f"max_batch_rows = {count}\n")
         command = [
-            *(_command(), "--repository", repository, "--address", address),
+            *(sys.executable, "-c", f"{prelude}\n{_START}"),
+            *("--repository", repository, "--address", address),
             *("--metrics-address", metrics, "--model-control", "none", "--cache", "off"),
             *("--load-check", "false", "--shared-memory", "true", "--log-level", "info"),
             *("--max-message-bytes", str(128 << 20), "--max-queue-bytes", str(2 << 30)),
@@ -261,11 +301,6 @@ def serving(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _command() -> Path | str:
-    beside = Path(sys.executable).with_name("neurona-serve")
-    return beside if beside.exists() else shutil.which("neurona-serve") or "neurona-serve"
 
 
 def _link(file: Path, target: Path) -> None:
@@ -313,8 +348,8 @@ class Benchmark:
     def run(self, load: LoadProcesses) -> None:
         self.reference("onnxruntime", self.networks, 90.0)
         self.serve(load)
-        for name, flags in VARIANTS.items():
-            self.serve_variant(load, name, flags)
+        for name in self.arguments.variants:
+            self.serve_variant(load, name, VARIANTS[name])
         if "torch" in self.arguments.parts:
             self.reference("torch", self.networks, 60.0)
         if "compile" in self.arguments.parts:
@@ -359,36 +394,44 @@ class Benchmark:
             return
         log = self.results.folder / "server.log"
         with serving(self.networks, rows, self.device, log) as server:
-            served = self.wait(server, rows)
+            served = self.wait(server, self.networks, rows)
             for network in served:
                 with self.results.guard(f"served {network.name}"):
                     for count in self.rows:
                         self.capacity(load, server, network, count, "")
+                    self.one_in_flight(load, server, network, "")
             for network in served:
                 with self.results.guard(f"latency of {network.name}"):
                     self.latency(load, server, network, self.latency_rows)
                     self.single_rows(load, server, network, max(self.rows))
 
-    def serve_variant(self, load: LoadProcesses, name: str, flags: Sequence[str]) -> None:
-        """Measures the smallest and the largest batch again with flags that turn something off."""
-        if not self.budget.has(40.0, name):
+    def serve_variant(self, load: LoadProcesses, name: str, variant: Variant) -> None:
+        """Measures the smallest and the largest batch again without something."""
+        networks = [one for one in self.networks if one.name in variant.networks]
+        if not networks or not self.budget.has(40.0, f"without {name}"):
             return
         rows = sorted({min(self.rows), max(self.rows)})
-        log = self.results.folder / f"server-{name.replace(' ', '-')}.log"
-        with serving(self.networks, rows, self.device, log, *flags) as server:
-            for network in self.wait(server, rows):
-                with self.results.guard(f"{network.name} {name}"):
+        log = self.results.folder / f"server-without-{name.replace(' ', '-')}.log"
+        with serving(
+            networks, rows, self.device, log, *variant.flags, prelude=variant.prelude
+        ) as server:
+            for network in self.wait(server, networks, rows):
+                with self.results.guard(f"{network.name} without {name}"):
                     for count in rows:
                         self.capacity(load, server, network, count, name)
+                        if count == 1:
+                            self.one_in_flight(load, server, network, name)
 
-    def wait(self, server: Server, rows: Sequence[int]) -> list[Network]:
+    def wait(
+        self, server: Server, networks: Sequence[Network], rows: Sequence[int]
+    ) -> list[Network]:
         """Waits until all networks serve, and checks their answers.
 
         Returns those that do. Nothing is measured while others are still being loaded.
         """
         end = time.monotonic() + min(FIRST_LOAD, max(1.0, self.budget.left))
         served = []
-        for network in self.networks:
+        for network in networks:
             with self.results.guard(f"the server of {network.name}"):
                 self._wait_for(server, [network.batch_model(count) for count in rows], end)
                 served.append(network)
@@ -440,6 +483,14 @@ class Benchmark:
                 seconds=self.seconds, in_shared_memory=shared,
             )  # fmt: skip
             self.measure("served", load, server, job, network, rows, variant=variant)
+
+    def one_in_flight(
+        self, load: LoadProcesses, server: Server, network: Network, variant: str
+    ) -> None:
+        """Measures how long a single request of one row takes while nothing else is done."""
+        model = network.batch_model(min(self.rows))
+        job = Job(server.address, model, network.row, 1, 1, seconds=self.seconds / 2)
+        self.measure("alone", load, server, job, network, 1, variant=variant)
 
     def single_rows(self, load: LoadProcesses, server: Server, network: Network, rows: int) -> None:
         """The same with requests of one row, which the server puts into batches."""
@@ -613,23 +664,27 @@ def _latencies(results: Results) -> str:
 
 def _ways(results: Results) -> str:
     rows = []
-    for entry in results.parts.get("served", []):
-        if not entry["variant"]:
-            continue
-        same = {key: entry[key] for key in ("network", "rows", "shared_memory")}
-        usual = results.find("served", variant="", **same)
-        if usual is None:
-            continue
-        rows.append(
-            [
-                f"{entry['network']}{', shared memory' if entry['shared_memory'] else ''}",
-                str(entry["rows"]),
-                entry["variant"],
-                f"{usual['rows_per_second'] / entry['rows_per_second']:.2f}",
-                f"{1 - usual['p50_ms'] / entry['p50_ms']:.0%}",
-            ]
-        )
-    head = ["network", "rows", "without", "rate with / without", "median latency lower by"]
+    for part in ("served", "alone"):
+        for entry in results.parts.get(part, []):
+            same = {key: entry[key] for key in ("network", "rows", "shared_memory")}
+            usual = results.find(part, variant="", **same)
+            if not entry["variant"] or usual is None:
+                continue
+            rows.append(
+                [
+                    f"{entry['network']}{', shared memory' if entry['shared_memory'] else ''}",
+                    str(entry["rows"]),
+                    "one request" if part == "alone" else "full batches",
+                    entry["variant"],
+                    f"{usual['rows_per_second'] / entry['rows_per_second']:.2f}",
+                    f"{usual['p50_ms']:.3g} / {entry['p50_ms']:.3g}",
+                    f"{1 - usual['p50_ms'] / entry['p50_ms']:.0%}",
+                ]
+            )
+    head = [
+        *("network", "rows", "in flight", "without", "rate with / without"),
+        *("p50 with / without, ms", "p50 lower by"),
+    ]
     return "## Ways of running a batch\n\n" + grid(head, rows) if rows else ""
 
 
@@ -697,6 +752,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=_numbers, default=ROWS, help="sizes of batches")
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds of each measurement")
+    parser.add_argument(
+        "--variants",
+        type=lambda text: [name for name in text.split(",") if name],
+        default=list(VARIANTS),
+        help=f"what to turn off: {', '.join(VARIANTS)}",
+    )
     parser.add_argument("--budget", type=float, default=400.0, help="seconds of the whole run")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=["torch", "compile"])
     parser.add_argument(

@@ -116,7 +116,18 @@ def test_the_whole_benchmark_runs_on_the_cpu(tmp_path):
     listed = {"dense": {"use": "benchmark", "row": [WIDTH], "tolerance": 1e-3}}
     (models / seeded_weights.LIST).write_text(json.dumps(listed))
     flags = ["--device", "cpu", "--networks", "dense", "--rows", "1,4", "--seconds", "0.3"]
-    flags += ["--parts", "none", "--callers", "1", "--models", models, "--out", tmp_path / "out"]
+    flags += [
+        "--variants",
+        "overlap",
+        "--parts",
+        "none",
+        "--callers",
+        "1",
+        "--models",
+        models,
+        "--out",
+        tmp_path / "out",
+    ]
     command = [sys.executable, HERE / "gpu.py", *flags]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -128,6 +139,7 @@ def test_the_whole_benchmark_runs_on_the_cpu(tmp_path):
     assert alone == [1, 4]
     measured = [*results["served"], *results["single rows"], *results["latency"]]
     assert [entry["failed"] for entry in measured] == [0] * 6
+    assert [entry["variant"] for entry in results["alone"]] == [""]
     assert all(entry["rows_per_second"] > 0 for entry in measured)
     assert results["served"][1]["rows_in_a_batch"] == pytest.approx(4, abs=0.5)
     assert [entry["percent"] for entry in results["latency"]] == [100, 50, 90]
@@ -139,6 +151,7 @@ def test_what_does_not_fit_into_the_budget_is_listed(tmp_path):
     arguments = argparse.Namespace(
         device="cpu", rows=(1, 4), seconds=0.1, networks=["dense"], parts=["torch", "compile"]
     )
+    arguments.variants = ["graphs"]
     benchmark = gpu.Benchmark(arguments, results, gpu.Budget(0.0, results))
     benchmark.networks = [gpu.Network("dense", (WIDTH,), tmp_path, 0.01)]
     with gpu_load.LoadProcesses(0) as load:
@@ -147,6 +160,18 @@ def test_what_does_not_fit_into_the_budget_is_listed(tmp_path):
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["left_out"] == ["onnxruntime of dense", "the server", "torch of dense"]
     assert "Not measured: onnxruntime of dense; the server; torch" in gpu.document(results)
+
+
+def test_each_way_of_running_can_be_turned_off():
+    """What a prelude replaces can be imported, and the flags are options."""
+    checks = [
+        f"{one.prelude}\nsources.load(['--repository', '.', *{one.flags}], {{}})"
+        for one in gpu.VARIANTS.values()
+    ]
+    code = "\n".join(["from neurona_server.config import sources", *checks])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_large_batches_are_put_together_from_several_requests(tmp_path):
