@@ -69,7 +69,8 @@ variables=(NEURONA_GPU_REQUIRED=1)
 [ "$device" = cpu ] && variables=(NEURONA_GPU_REHEARSAL=1)
 variables+=("NEURONA_GPU_MODELS=$bundle/models")
 env "${variables[@]}" timeout -s INT -k 20 $(($(left) * 2 / 5)) "$environment/bin/python" \
-    -m pytest tests/gpu -m gpu -W default -p no:cacheprovider --timeout 120 --durations 10 -v >"$out/tests.log" 2>&1
+    -m pytest tests/gpu -m gpu -W default -p no:cacheprovider --timeout 180 --timeout-method signal --durations 10 -v \
+    --continue-on-collection-errors >"$out/tests.log" 2>&1
 echo "tests: status $? (124: stopped by the limit)"
 grep -E '^(FAILED|ERROR)|passed|failed' "$out/tests.log" | tail -n 40
 

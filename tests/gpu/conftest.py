@@ -56,7 +56,7 @@ def device() -> str:
     return "cuda"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cuda(device: str) -> None:
     """For tests that need a real GPU even in a rehearsal."""
     if device != "cuda":

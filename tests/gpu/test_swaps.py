@@ -6,6 +6,7 @@ It is alone since it runs a server of its own, as a separate process.
 import os
 import shutil
 import threading
+from contextlib import closing
 
 import grpc
 import numpy as np
@@ -30,7 +31,7 @@ def test_versions_are_swapped_under_load(networks, device, tmp_path, wait_until)
     if device == "cuda":
         flags += ["--require-gpu", "true"]
     server = ServerProcess(model.parent, *flags)
-    with server.start().wait_until_serving(FIRST_LOAD), Load(server, network) as load:
+    with closing(server.start()), Load(server.wait_until_serving(FIRST_LOAD), network) as load:
         used = [gpu_memory(device)]
         for version in range(2, 2 + SWAPS):
             publish(network, model, version)
