@@ -19,22 +19,25 @@ import onnxruntime
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
-from neurona_protos.wire_format import VARINT, length_delimited, varint
 from neurona_server.batching.ranking import RankedRows
 from neurona_server.batching.request import Inputs
 from neurona_server.errors import LoadError
+from neurona_server.models.onnx.graph_writer import (
+    FLOAT,
+    FLOAT16,
+    INT64,
+    write_model,
+    write_node,
+)
 from neurona_server.models.onnx.runtime import CPU, Provider
 
 log = logging.getLogger(__name__)
 
-_ELEMENT_TYPES = {DataType.DATA_TYPE_FLOAT: 1, DataType.DATA_TYPE_FLOAT16: 10}
-"""ONNX's numbers (TensorProto.DataType) of the dtypes that can be ranked."""
+_ELEMENT_TYPES = {DataType.DATA_TYPE_FLOAT: FLOAT, DataType.DATA_TYPE_FLOAT16: FLOAT16}
+"""ONNX's numbers of the dtypes that can be ranked."""
 
 RANKED_TYPES = frozenset(_ELEMENT_TYPES)
 
-_FLOAT, _INT64 = 1, 7
-_INT, _INTS = 2, 7  # AttributeProto.AttributeType
-_OPSET, _IR_VERSION = 13, 8
 _ERRORS = 3  # log_severity_level
 
 
@@ -73,7 +76,10 @@ class ClassRanker:
         settings.intra_op_num_threads = 1
         providers = [provider] if provider == CPU else [provider, CPU]
         self._session = onnxruntime.InferenceSession(
-            _graph(_ELEMENT_TYPES[dtype], logits=logits), settings, providers, enable_fallback=0
+            _write_graph(_ELEMENT_TYPES[dtype], logits=logits),
+            settings,
+            providers,
+            enable_fallback=0,
         )
         name = provider if isinstance(provider, str) else provider[0]
         if self._session.get_providers()[0] != name:
@@ -156,72 +162,30 @@ class ClassRanker:
         return RankedRows(indices, values.astype(self._dtype, copy=False), class_count, *totals)
 
 
-def _graph(element_type: int, *, logits: bool) -> bytes:
-    """Return the ONNX model (opset 13) that ranks values, shape (rows, classes).
+def _write_graph(element_type: int, *, logits: bool) -> bytes:
+    """Return the ONNX model that ranks values, shape (rows, classes).
 
     check is the sum of 0 * value: 0, or NaN if a value is NaN or infinite.
     """
     nodes = [
-        _node("Cast", ["values"], ["floats"], to=_FLOAT),
-        _node("TopK", ["floats", "count"], ["best", "indices"], axis=1),
-        _node("Mul", ["floats", "zero"], ["zeros"]),
-        _node("ReduceSum", ["zeros", "axes"], ["check"]),
+        write_node("Cast", ["values"], ["floats"], to=FLOAT),
+        write_node("TopK", ["floats", "count"], ["best", "indices"], axis=1),
+        write_node("Mul", ["floats", "zero"], ["zeros"]),
+        write_node("ReduceSum", ["zeros", "axes"], ["check"]),
     ]
     if logits:
         nodes += [
-            _node("ReduceMax", ["floats"], ["most"], axes=[1]),
-            _node("Sub", ["floats", "most"], ["differences"]),
-            _node("Exp", ["differences"], ["powers"]),
-            _node("ReduceSum", ["powers", "axes"], ["total"]),
+            write_node("ReduceMax", ["floats"], ["most"], axes=[1]),
+            write_node("Sub", ["floats", "most"], ["differences"]),
+            write_node("Exp", ["differences"], ["powers"]),
+            write_node("ReduceSum", ["powers", "axes"], ["total"]),
         ]
-    outputs = {"best": _FLOAT, "indices": _INT64, "check": _FLOAT}
-    outputs |= {"total": _FLOAT} if logits else {}
-    graph = b"".join(
-        [
-            *[length_delimited(1, node) for node in nodes],
-            _text(2, "ranking"),
-            length_delimited(5, _tensor("zero", _FLOAT, (), np.float32(0).tobytes())),
-            length_delimited(5, _tensor("axes", _INT64, (1,), np.int64(1).tobytes())),
-            length_delimited(11, _value_info("values", element_type, ("rows", "classes"))),
-            length_delimited(11, _value_info("count", _INT64, (1,))),
-            *[
-                length_delimited(12, _value_info(name, dtype, ("rows", name)))
-                for name, dtype in outputs.items()
-            ],
-        ]
+    outputs = {"best": FLOAT, "indices": INT64, "check": FLOAT} | (
+        {"total": FLOAT} if logits else {}
     )
-    opset = _text(1, "") + _number(2, _OPSET)
-    return _number(1, _IR_VERSION) + length_delimited(7, graph) + length_delimited(8, opset)
-
-
-def _node(operator: str, inputs: list[str], outputs: list[str], **attributes: Any) -> bytes:
-    parts = [_text(1, name) for name in inputs] + [_text(2, name) for name in outputs]
-    parts.append(_text(4, operator))
-    for name, value in attributes.items():
-        if isinstance(value, int):
-            attribute = _text(1, name) + _number(3, value) + _number(20, _INT)
-        else:
-            attribute = _text(1, name) + b"".join(_number(8, one) for one in value)
-            attribute += _number(20, _INTS)
-        parts.append(length_delimited(5, attribute))
-    return b"".join(parts)
-
-
-def _tensor(name: str, element_type: int, shape: tuple[int, ...], data: bytes) -> bytes:
-    sizes = b"".join(_number(1, size) for size in shape)
-    return sizes + _number(2, element_type) + _text(8, name) + length_delimited(9, data)
-
-
-def _value_info(name: str, element_type: int, shape: tuple[int | str, ...]) -> bytes:
-    sizes = [_number(1, size) if isinstance(size, int) else _text(2, size) for size in shape]
-    dimensions = b"".join(length_delimited(1, size) for size in sizes)
-    tensor = _number(1, element_type) + length_delimited(2, dimensions)
-    return _text(1, name) + length_delimited(2, length_delimited(1, tensor))
-
-
-def _text(field: int, text: str) -> bytes:
-    return length_delimited(field, text.encode())
-
-
-def _number(field: int, value: int) -> bytes:
-    return varint(field << 3 | VARINT) + varint(value)
+    return write_model(
+        nodes,
+        {"values": (element_type, ("rows", "classes")), "count": (INT64, (1,))},
+        {name: (dtype, ("rows", name)) for name, dtype in outputs.items()},
+        {"zero": np.zeros((), np.float32), "axes": np.array([1], np.int64)},
+    )
