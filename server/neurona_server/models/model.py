@@ -215,7 +215,7 @@ class Model:
             return session
 
         try:
-            devices = find_devices(options.runtime)
+            devices = find_devices(options.runtime)[: options.max_devices]
         except ConfigError as error:
             raise LoadError(str(error)) from error
         for device in devices:
