@@ -163,8 +163,8 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
-    usable = devices.DEVICES.usable()
-    return choose_devices(options.devices, usable) if usable else (Device("cuda"),)
+    available = devices.DEVICES.devices()
+    return choose_devices(options.devices, available) if available else (Device("cuda"),)
 
 
 def choose_providers(
