@@ -17,6 +17,7 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 .PHONY: help demo serve train train-all test test-wheel test-slow test-node test-browser
 .PHONY: test-prometheus test-compose test-crds bench check lint proto docs dashboards manifests
 .PHONY: attacks image sbom clean
+.PHONY: test-gpu bench-gpu bench-gpu-models bench-gpu-bundle
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
@@ -32,6 +33,11 @@ help:
 	@echo '             (needs prometheus, Debian: prometheus; some minutes)'
 	@echo 'make bench   compare servers in bench/, what batching is worth, and the client; 25 minutes'
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
+	@echo 'make bench-gpu-models  make the networks for a GPU machine in bench/gpu; minutes, on any CPU'
+	@echo 'make bench-gpu-bundle  those, and what such a machine lacks if it has no network'
+	@echo 'make test-gpu  the tests that need an NVIDIA GPU (RUNTIME=gpu; without one, they are skipped)'
+	@echo 'make bench-gpu  serving on the GPU beside ONNX Runtime alone and torch; 7 minutes'
+	@echo '             (RUNTIME=gpu; BENCH="--device cpu --networks lenet5 --seconds 0.5" rehearses it)'
 	@echo 'make check   lint, type-check, check the layers; writes nothing'
 	@echo 'make lint    format, and fix what can be fixed'
 	@echo 'make docs    write the reference pages: options, metrics, errors, the API'
@@ -96,6 +102,21 @@ bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
 	$(BIN)/python tests/benchmarks/client.py
+
+bench-gpu-models: $(BIN)/.installed-dev
+	$(BIN)/python tests/benchmarks/gpu_models.py
+
+bench-gpu-bundle: bench-gpu-models
+	$(BIN)/python tests/benchmarks/gpu_bundle.py
+
+bench/gpu/models/networks.json: | $(BIN)/.installed-dev
+	$(BIN)/python tests/benchmarks/gpu_models.py
+
+test-gpu: $(BIN)/.installed-dev bench/gpu/models/networks.json
+	$(BIN)/pytest tests/gpu -m gpu
+
+bench-gpu: $(BIN)/.installed-dev bench/gpu/models/networks.json
+	$(BIN)/python tests/benchmarks/gpu.py $(BENCH)
 
 attacks: $(BIN)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -m attacks.campaign --seconds 600 --secure --flags "--supervise true $(FLAGS)"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from neurona_protos import model_config_pb2, open_inference_pb2
+from neurona_protos import model_config_pb2, open_inference_pb2, prediction_pb2
 from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.models.repository import model_toml
@@ -81,7 +81,7 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     others = {"round_robin", "compute_input", "compute_output", "model_version", "same_class"}
     others |= {"labels_file", "version_labels", "metadata_props", "allow_nan", "allow_unknown"}
     others |= {"system_shared_memory", "cuda_shared_memory"}  # extensions of the protocol
-    for file in (model_config_pb2, open_inference_pb2):
+    for file in (model_config_pb2, open_inference_pb2, prediction_pb2):
         for message in file.DESCRIPTOR.message_types_by_name.values():
             others |= {field.name for field in message.fields}
     for span in re.findall(r"`([a-z]+(?:_[a-z]+)+)(?: = [^`]*)?`", prose(path)):

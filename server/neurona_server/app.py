@@ -66,6 +66,7 @@ from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry import logs
+from neurona_server.telemetry.device_metrics import DeviceInfo
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.run_journal import JournalEntry, ModelKey, RunJournal, files_digest
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
@@ -124,6 +125,7 @@ class App:
         self._metrics = Metrics(self.registry)
         self._registry = Registry()
         self._metrics.watch_versions(self._registry.version_infos)
+        self._metrics.watch_devices(self._list_devices)
         self._metrics.watch_process(triton_metrics=config.triton_metrics)
         self._metrics.build.labels(*_installed_versions()).set(1)
         self._health = Health()
@@ -304,6 +306,7 @@ class App:
         scheduler = DeviceScheduler(CUDA_SLOTS, {CPU_DEVICE.label: cpu_slots})
         on_last = self._supervision.request_replacement if self._supervision else lambda: None
         self._lost_devices = LostDevices(scheduler, self._registry, self._metrics, on_last)
+        self._scheduler = scheduler
 
         folder = _open_load_folder(options.runtime.cache)
         marks = LoadMarks(folder) if folder else None
@@ -341,6 +344,16 @@ class App:
         )
         self._lost_devices.start(reconciler)
         return reconciler
+
+    def _list_devices(self) -> list[DeviceInfo]:
+        """List the GPUs that models are loaded on."""
+        loaded = {device for model in self._registry.models() for device in model.devices}
+        infos = []
+        for device in sorted(loaded - {CPU_DEVICE}, key=lambda device: device.label):
+            use = self._scheduler.use(device.label)
+            in_progress = use.slots - use.free_slots
+            infos.append(DeviceInfo(device.label, device.name, device.uuid, in_progress))
+        return infos
 
     def _find_quarantine(self, source: ModelSource) -> str:
         if self._supervision is None or not self._supervision.quarantine:

@@ -108,16 +108,22 @@ def spread_outputs(network: nn.Module, arrays: Sequence[NDArray[Any]]) -> None:
     Those of random weights are nearly the same for every row: an answer of another row would not
     be noticed.
     """
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        return
-    last = layers[-1]
-    captured: list[torch.Tensor] = []
-    handle = last.register_forward_hook(lambda _module, _inputs, output: captured.append(output))
+    captured: list[tuple[nn.Linear, torch.Tensor]] = []
+    handles = [
+        module.register_forward_hook(
+            lambda module, _inputs, output: captured.append((module, output))
+        )
+        for module in network.modules()
+        if isinstance(module, nn.Linear)
+    ]
     with torch.inference_mode():
         network(*(torch.from_numpy(array[:32]) for array in arrays))
-    handle.remove()
-    outputs = captured[-1].reshape(-1, captured[-1].shape[-1])
+    for handle in handles:
+        handle.remove()
+    if not captured:
+        return
+    last, outputs = captured[-1]
+    outputs = outputs.reshape(-1, outputs.shape[-1])
     scale = 1 / max(float(outputs.std(dim=0).mean()), 1e-6)
     with torch.no_grad():
         last.weight.mul_(scale)

@@ -115,16 +115,16 @@ def read_rows(folder: Path, row: Sequence[int]) -> dict[str, NDArray[Any]]:
         return dict(file)
 
 
-def make_rows(row: Sequence[int], count: int = EXAMPLES) -> NDArray[np.float32]:
+def make_rows(row: Sequence[int], count: int = EXAMPLES, seed: int = 1) -> NDArray[np.float32]:
     """Returns rows of this shape; large images have large patches.
 
     Of noise alone the mean over a whole image, which is what the last layer gets, would be the same
     for each.
     """
-    random = np.random.default_rng(1)
+    random, row = np.random.default_rng(seed), tuple(row)
     rows = random.normal(0, 1, (count, *row))
     patch = row[-1] // 7
-    if patch > 8:
-        patches = random.normal(0, 1, (count, *row[:-2], 7, 7))
+    if len(row) == 3 and row[1:] == (7 * patch, 7 * patch) and patch > 8:
+        patches = random.normal(0, 1, (count, row[0], 7, 7))
         rows = 0.3 * rows + patches.repeat(patch, axis=-1).repeat(patch, axis=-2)
     return rows.astype(np.float32)

@@ -12,10 +12,22 @@ NEURONA_GPU_MODELS names; see tests/benchmarks/gpu_models.py.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from support.gpu_networks import (
+    MAX_ROWS,
+    ServedNetwork,
+    has_networks,
+    list_networks,
+    open_network,
+)
+from support.in_process_server import InProcessServer
+
+from neurona_server.batching.policy import BatchPolicy
+from neurona_server.models.onnx import runtime
+from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -36,9 +48,6 @@ def device() -> str:
     """The short name of the provider that the tests run on: "cuda", or "cpu" in a rehearsal."""
     if REHEARSAL:
         return "cpu"
-    from neurona_server.models.onnx import runtime
-    from neurona_server.models.onnx.gpu_facts import has_cuda_driver
-
     # With a driver and no GPU that works, tests fail: that is what they are for.
     if reason := runtime.missing_gpu_reason():
         if REQUIRED or has_cuda_driver():
@@ -47,7 +56,7 @@ def device() -> str:
     return "cuda"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cuda(device: str) -> None:
     """For tests that need a real GPU even in a rehearsal."""
     if device != "cuda":
@@ -58,9 +67,28 @@ def cuda(device: str) -> None:
 def networks(device: str) -> Path:
     """The folder of the networks, as `make bench-gpu-models` writes it."""
     folder = Path(os.environ.get("NEURONA_GPU_MODELS", ROOT / "bench" / "gpu" / "models"))
-    if not (folder / "networks.json").is_file():
+    if not has_networks(folder):
         message = f"no networks in {folder} (expected what `make bench-gpu-models` writes)"
         if REQUIRED:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def recipes(
+    networks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, ServedNetwork]:
+    """The network of each recipe of neurona-train, by its name, in one repository."""
+    folder = tmp_path_factory.mktemp("recipes")
+    names = [name for name, use in list_networks(networks).items() if use == "recipe"]
+    return {name.removeprefix("recipe-"): open_network(networks, name, folder) for name in names}
+
+
+@pytest.fixture(scope="session")
+def server(recipes: Mapping[str, ServedNetwork]) -> Iterator[InProcessServer]:
+    """A server of all of them, with batches of up to MAX_ROWS rows."""
+    repository = next(iter(recipes.values())).path.parents[2]
+    server = InProcessServer(repository, BatchPolicy(max_rows=MAX_ROWS), load_timeout=240)
+    yield server
+    server.stop()

@@ -151,6 +151,8 @@ class Batcher:
         self._runs = ModelRuns(name, new_runs)
         # The transport's thread shares the run of an instance on the CPU; see `serve_inline`.
         self._shared_run = new_runs[0][1] if new_runs[0][0] == CPU else None
+        if self._shared_run is None:
+            self._runs.on_end = metrics.record_device_use
         self._threads: list[threading.Thread] = []
         self._batched = batched
         self._clock = clock
@@ -236,6 +238,7 @@ class Batcher:
                 with self._scheduler.turn(self._runs, self._clock) as turn:
                     if (batch := self.queue.take_batch()) is not None:
                         batch.turn = turn
+                        turn.batches += 1
                         if turn.device != CPU:
                             batch.thread = threading.current_thread()
                         self.process(batch, turn.new_run)
@@ -266,8 +269,13 @@ class Batcher:
         if turn is None:
             self.queue.notify()
             return False
+
+        def process(batch: Batch) -> None:
+            turn.batches += 1
+            self.process(batch, turn.new_run)
+
         with turn:
-            return self._inline.run_batches(lambda batch: self.process(batch, turn.new_run))
+            return self._inline.run_batches(process)
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""

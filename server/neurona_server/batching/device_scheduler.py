@@ -29,6 +29,8 @@ class ModelRuns:
         self.idle: dict[str, list[NewRun]] = {device: [] for device, _ in new_runs}
         for device, new_run in reversed(new_runs):  # the last is taken first
             self.idle[device].append(new_run)
+        self.on_end: Callable[[str, int, float], None] | None = None
+        """Called at the end of a turn with the device, the batches and the seconds that it had."""
 
     @property
     def devices(self) -> Sequence[str]:
@@ -42,7 +44,10 @@ class DeviceTurn:
     It ends with the `with` statement that it is the context of.
     """
 
-    __slots__ = ("_clock", "_scheduler", "device", "holds_slot", "new_run", "runs", "started")
+    __slots__ = (
+        *("_clock", "_scheduler", "batches", "device", "holds_slot", "new_run", "runs"),
+        *("seconds", "started"),
+    )
 
     def __init__(
         self,
@@ -59,6 +64,10 @@ class DeviceTurn:
         self.started = clock()
         """When it began or, once it has given its slot up, when it did that."""
         self.holds_slot = True
+        self.batches = 0
+        """Those that have run in it."""
+        self.seconds = 0.0
+        """Its seconds until `started`."""
 
     def __enter__(self) -> Self:
         return self
@@ -164,6 +173,8 @@ class DeviceScheduler:
             turn.runs.idle[turn.device].append(turn.new_run)
             if self._waiting:
                 self._changed.notify_all()
+        if turn.runs.on_end is not None and turn.batches:
+            turn.runs.on_end(turn.device, turn.batches, turn.seconds)
 
     def give_up_slot(self, turn: DeviceTurn, now: float) -> None:
         """Give the slot of a turn that goes on, if it still has one, to others. From any thread."""
@@ -220,6 +231,7 @@ class DeviceScheduler:
         seconds = now - turn.started
         self._used_seconds[model] = self._used_seconds.get(model, 0.0) + seconds
         use.seconds += seconds
+        turn.seconds += seconds
         turn.started = now
         if turn.holds_slot:
             turn.holds_slot = False

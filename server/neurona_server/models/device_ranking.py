@@ -109,9 +109,11 @@ def _measure(
     batch_sizes: Sequence[int],
     cancellation: LoadCancellation,
 ) -> DeviceRanking | None:
+    new_run = session.runs_of_slots()[0]  # as batches run
+
     def run(inputs: Inputs, count: int) -> Outputs:
         cancellation.raise_if_cancelled()
-        graph_run = session.new_run()
+        graph_run = new_run()
         if count:
             graph_run.rank(count)
         with cancellation.interrupting(graph_run.terminate):

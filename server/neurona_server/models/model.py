@@ -192,6 +192,8 @@ class Model:
             )
         for run in runs:
             run_samples(str(source), self.settings.warm_up, self.signature, run)
+        for one in self.sessions:
+            one.keep_engines()
         self.signature = _correct_signature(
             session, self.settings, reshapes["output"], self.signature, recorder, runs[0]
         )

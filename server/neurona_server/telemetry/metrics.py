@@ -51,6 +51,7 @@ from neurona_server.telemetry.connection_metrics import (
     ConnectionMetrics,
     ConnectionState,
 )
+from neurona_server.telemetry.device_metrics import DeviceInfo, DeviceMetrics
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
 from neurona_server.telemetry.run_failure_metrics import RunFailureMetrics
 from neurona_server.telemetry.run_statistics import RunPhaseCollector, RunStatistics
@@ -222,7 +223,7 @@ class Metrics:
             LOAD_SECONDS_BUCKETS,
             ("model",),
         )
-        self.loading = LoadingCollector()
+        self.loading, self.devices = LoadingCollector(), DeviceMetrics(registry, VERSION_LABELS)
         registry.register(self.loading)
         registry.register(RunPhaseCollector(self._copy_run_statistics))
 
@@ -244,7 +245,7 @@ class Metrics:
             *(self.requests, self.rows, self.padding_rows, self.batch_rows),
             *(self.batch_requests, self.request_seconds, self.queue_seconds, self.run_seconds),
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
-            *(self.overdue_runs, *self.run_failures.version_series),
+            *(self.overdue_runs, *self.run_failures.version_series, *self.devices.version_series),
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
             *(self.shadows, self.nodes, self.degraded, self.displaced_requests),
         ]
@@ -314,9 +315,25 @@ class Metrics:
             if self._reference_counts[name, version] > 0:
                 self.shadows.labels(name, version, outcome).inc()
 
+    def record_device_use(
+        self, name: str, version: str, device: str, batches: int, seconds: float
+    ) -> None:
+        """Count batches of a version on a GPU, unless it was released; see `record_shadow`.
+
+        A run that was abandoned on a device that is lost may end after that.
+        """
+        with self._versions_lock:
+            if self._reference_counts[name, version] > 0:
+                self.devices.runs.labels(name, version, device).inc(batches)
+                self.devices.seconds.labels(name, version, device).inc(seconds)
+
     def watch_versions(self, list_versions: Callable[[], Iterable[VersionInfo]]) -> None:
         """Add the state of every version, read at each scrape."""
         self.registry.register(VersionStateCollector(list_versions))
+
+    def watch_devices(self, list_devices: Callable[[], Iterable[DeviceInfo]]) -> None:
+        """Report the GPUs that models are loaded on, as they are at each scrape."""
+        self.devices.list_devices = list_devices
 
     def watch_process(
         self, gpus: GpuCollector | None = None, *, triton_metrics: bool = False
@@ -437,6 +454,10 @@ class ModelMetrics:
             self._padding_rows.inc(padding)
         if predicted:
             self._run_ratio.observe(join_and_run / predicted)
+
+    def record_device_use(self, device: str, batches: int, seconds: float) -> None:
+        """Count batches that ran on a GPU one after the other, and their seconds together."""
+        self._metrics.record_device_use(*self._labels, device, batches, seconds)
 
     def record_shadow(self, outcome: str) -> None:
         """Count one request copied to this version as a shadow."""

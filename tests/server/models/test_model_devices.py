@@ -48,11 +48,18 @@ def load(repository, cuda_stub, monkeypatch):
 
         def load(options, scheduler=None, **settings):
             source = ModelSource("c", 1, path, ModelSettings(**settings))
-            model = Model(source, options, Metrics(CollectorRegistry()), scheduler)
+            registry = CollectorRegistry()
+            model = Model(source, options, Metrics(registry), scheduler)
+            model.registry = registry
             stack.callback(model.close)
             return model
 
         yield load
+
+
+def device_value(model, name, device):
+    labels = {"model": "c", "version": "1", "device": device}
+    return model.registry.get_sample_value(f"neurona_device_{name}_total", labels)
 
 
 def labels(model):
@@ -106,6 +113,8 @@ def test_batches_spread_over_the_devices(load):
     assert all(AwaitedRequest(model).succeeds() for _ in range(40))
     used = [scheduler.use(label).seconds for label in ("cuda:0", "cuda:1")]
     assert min(used) > 0
+    assert device_value(model, "runs", "cuda:0") + device_value(model, "runs", "cuda:1") == 40
+    assert device_value(model, "run_seconds", "cuda:1") == pytest.approx(used[1], rel=0.5)
     assert model.drain(10)
 
 

@@ -478,7 +478,9 @@ class Reconciler:
     def _record_loaded(self, load: VersionLoad, model: Model, seconds: float) -> None:
         name, number = load.key
         fields = load.source.log_fields
-        log.info("%s: ready on %s after %.2f s", model, model.provider, seconds, extra=fields)
+        gpus = ", ".join([device.label for device in model.devices if device.kind == "cuda"])
+        where = f"{model.provider} ({gpus})" if gpus else model.provider
+        log.info("%s: ready on %s after %.2f s", model, where, seconds, extra=fields)
         self._metrics.record_load(name, seconds, ok=True)
         self._start_loads(name, self._models[name].record_loaded(number, model))
         self._publish(name)

@@ -90,7 +90,7 @@ class _ProviderCompiler:
         options: RuntimeOptions,
         cancellation: LoadCancellation,
     ) -> None:
-        self._name, self._values = runtime.full_name(providers[0]), _values(providers[0])
+        self._name, self._values = runtime.full_name(providers[0]), runtime.options_of(providers[0])
         self._others = providers[1:]
         self._path = path
         self._external = external
@@ -228,7 +228,3 @@ def load_tensorrt() -> str:
         return str(ctypes.CDLL(_LIBRARIES[0]).getInferLibVersion())
     except (OSError, AttributeError):
         return ""
-
-
-def _values(provider: Provider) -> dict[str, str]:
-    return {} if isinstance(provider, str) else dict(provider[1])

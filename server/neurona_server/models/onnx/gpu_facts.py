@@ -94,6 +94,10 @@ def gather_facts(root: Path = Path("/")) -> InstallationFacts:
             onnxruntime.preload_dlls()
         else:
             missing = load_libraries(build[0])
+            needed = [library for library in missing if not library.optional]
+            if all("cudnn" in library.file for library in needed):  # it prints names of others
+                # For what else a version does: some register their provider only now.
+                onnxruntime.preload_dlls()
     return InstallationFacts(
         driver_error=error,
         driver_version=version,

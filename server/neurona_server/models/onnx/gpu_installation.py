@@ -68,6 +68,7 @@ _ENABLE_GPU = (
 _CUDA_FAILURE = re.compile(r"CUDA failure (\d+): (.+?) ;")
 _MISSING_LIBRARY = re.compile(r"(lib\S+\.so[.\d]*): cannot open shared object file")
 _MAX_DETAIL = 300
+_ERRORS = 3  # severity of ONNX Runtime's log
 
 # y = -x for one float, as ONNX (opset 13): the smallest model that a device must run.
 PROBE_MODEL = (
@@ -325,6 +326,8 @@ def _enumerate(items: Sequence[str]) -> str:
 
 def probe_device(number: int, facts: InstallationFacts) -> str:
     """Run a model on a device; return why that fails, "" if it works."""
+    # Otherwise it warns about each session on a device that no plugin provides it (1.26 and later).
+    onnxruntime.set_default_logger_severity(_ERRORS)
     try:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
@@ -377,27 +380,23 @@ class InstallationCheck:
     def problem(self, device: int | None = None, *, needs_cudnn: bool = True) -> str:
         """Return why a GPU cannot be used, "" if it can; `explain_build` is the other half.
 
-        If ONNX Runtime has CUDA, a model has run on the device then.
-
         Args:
-            device: Its number; None: any one.
+            device: Its number: if ONNX Runtime has CUDA, a model has run on it then. None: of any
+                one, and none is tried: that takes some hundred MB of its memory.
             needs_cudnn: As for `explain_facts`.
         """
         with self._lock:
             facts = self._get_facts()
             if reason := explain_facts(facts, needs_cudnn=needs_cudnn):
                 return reason
-            devices = [one for one in facts.devices if device in (None, one.number)]
-            if not devices:
-                return _explain_no_device(facts) if device is None else f"there is no GPU {device}"
-            if facts.cuda_build is None:
+            if not facts.devices:
+                return _explain_no_device(facts)
+            if device is None:
                 return ""
-            reasons = []
-            for one in devices:
-                if not (reason := self._probe(one, facts)):
-                    return ""
-                reasons.append(reason)
-            return reasons[0]
+            match = next((one for one in facts.devices if one.number == device), None)
+            if match is None:
+                return f"there is no GPU {device}"
+            return self._probe(match, facts) if facts.cuda_build is not None else ""
 
     def _get_facts(self) -> InstallationFacts:
         failed = self._facts is not None and (

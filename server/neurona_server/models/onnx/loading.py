@@ -17,7 +17,7 @@ import onnxruntime
 
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import graph_cache, runtime
+from neurona_server.models.onnx import graph_cache, plugin_providers, runtime
 from neurona_server.models.onnx.compiling import find_compiler
 from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.external_data import (
@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 MAX_REASON_LENGTH = 300
 """Characters of ONNX Runtime's messages that clients see."""
 
+# An error of CUDA or of a library of it, between C++ signatures and the name of the machine.
+_LIBRARY_FAILURE = re.compile(
+    r"(?:\S+\.(?:cc|cu|h):\d+ .*?)?\b([A-Z]+ failure \d+: [^;]*?) ; GPU=.*$"
+)
 _PREFIXES = (
     re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"^Load model from .+? failed: ?"),
@@ -107,6 +111,7 @@ def public_reason(error: Exception, path: Path) -> str:
     Clients that list models see it. `path` is that of the model.
     """
     text = str(error).strip().partition("\n")[0]
+    text = _LIBRARY_FAILURE.sub(r"\1", text)
     for prefix in _PREFIXES:
         text = prefix.sub("", text)
     # The model's folder first, since it may contain spaces, at which the pattern ends a path.
@@ -269,11 +274,17 @@ class _Loader:
             settings.intra_op_num_threads = self._options.gpu_threads
         # onnxruntime 1.24 and later.
         set_flag = getattr(settings, "set_load_cancellation_flag", lambda _: None)
+        given: list[Provider] | None = providers
+        if any(plugin_providers.is_plugin(runtime.full_name(one)) for one in providers):
+            for one in providers:
+                if one != CPU:  # which every session has
+                    plugin_providers.add_provider(
+                        settings, runtime.full_name(one), runtime.options_of(one)
+                    )
+            given = None
         with self._cancellation.interrupting(lambda: set_flag(True)):
             # With its fallback, it would print what went wrong and try other providers.
-            return onnxruntime.InferenceSession(
-                model, settings, providers=providers, enable_fallback=0
-            )
+            return onnxruntime.InferenceSession(model, settings, providers=given, enable_fallback=0)
 
     def _settings(self) -> onnxruntime.SessionOptions:
         options = self._options

@@ -138,21 +138,29 @@ _TENSORRT: Final[Mapping[str, _Key]] = {
     "user_compute_stream": _ADDRESS,
 }
 
-# Source: NVIDIA's reference of the TensorRT-RTX execution provider's options.
+# Source: tensorrt_rtx_provider_options.h of the package onnxruntime-ep-nv-tensorrt-rtx 0.5. Its
+# profiles have a form of their own.
 _NV_TENSORRT_RTX: Final[Mapping[str, _Key]] = {
     "device_id": _PLACED,
     "enable_cuda_graph": _CAPTURED,
     "has_user_compute_stream": _ADDRESS,
+    "VkExternalComputeQueueDataParamsNV_data": _ADDRESS,
     "nv_detailed_build_log": _FLAG,
     "nv_dump_subgraphs": _Key("flag", server_only=True),
+    "nv_enable_profiling": _Key("flag", server_only=True),
+    "nv_length_aux_stream_array": _ADDRESS,
     "nv_max_shared_mem_size": _INTEGER,
     "nv_max_workspace_size": _INTEGER,
     "nv_multi_profile_enable": _FLAG,
     "nv_op_types_to_exclude": _TEXT,
-    "nv_profile_max_shapes": _Key("shapes"),
-    "nv_profile_min_shapes": _Key("shapes"),
-    "nv_profile_opt_shapes": _Key("shapes"),
+    "nv_persistent_context_memory": _FLAG,
+    "nv_profile_max_shapes": _TEXT,
+    "nv_profile_min_shapes": _TEXT,
+    "nv_profile_opt_shapes": _TEXT,
+    "nv_profiling_output_file": _PATH,
     "nv_runtime_cache_path": _PATH,
+    "nv_use_sync_gpu_allocator": _FLAG,
+    "nv_weight_streaming_budget": _TEXT,
     "user_aux_stream_array": _ADDRESS,
     "user_compute_stream": _ADDRESS,
 }

@@ -18,6 +18,7 @@ from neurona_server.models.onnx import devices, gpu_installation
 from neurona_server.models.onnx.devices import CPU_DEVICE, FIRST, Device, choose_devices
 from neurona_server.models.onnx.gpu_facts import CUDA_PROVIDER, has_cuda_driver, runtime_packages
 from neurona_server.models.onnx.gpu_installation import explain_build
+from neurona_server.models.onnx.plugin_providers import plugin_names
 from neurona_server.models.onnx.provider_options import ProviderOptions, cuda_options
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,10 @@ def full_name(provider: Provider) -> str:
     return provider if isinstance(provider, str) else provider[0]
 
 
+def options_of(provider: Provider) -> dict[str, str]:
+    return {} if isinstance(provider, str) else dict(provider[1])
+
+
 def short_name(provider: str) -> str:
     return provider.removesuffix(_SUFFIX).lower()
 
@@ -147,8 +152,7 @@ def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]
 
     `device` is the number of the CUDA device that it is loaded on.
     """
-    available = onnxruntime.get_available_providers()
-    return choose_providers(options, available, _can_use_gpu(options, device), device)
+    return choose_providers(options, _installed_providers(), _can_use_gpu(options, device), device)
 
 
 def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
@@ -157,9 +161,7 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     Raises:
         ConfigError: The options name a device that there is not.
     """
-    providers = choose_providers(
-        options, onnxruntime.get_available_providers(), _can_use_gpu(options)
-    )
+    providers = choose_providers(options, _installed_providers(), _can_use_gpu(options))
     if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
@@ -189,7 +191,10 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
 
     Args:
         options: How models are run; None: the defaults.
-        device: Number of the CUDA device; None: any one.
+        device: Number of the CUDA device; None: any one of the options.
+
+    Raises:
+        ConfigError: The options name a device that there is not.
     """
     options = options or RuntimeOptions()
     available = onnxruntime.get_available_providers()
@@ -198,7 +203,19 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
         reason := explain_build(available, runtime_packages())
     ):
         return reason
-    return gpu_installation.CHECK.problem(device, needs_cudnn=_needs_cudnn(options))
+    needs_cudnn = _needs_cudnn(options)
+    if reason := gpu_installation.CHECK.problem(needs_cudnn=needs_cudnn):
+        return reason
+    if device is None:
+        numbers = [one.number for one in find_devices(options) if one.kind == "cuda"]
+    else:
+        numbers = [device]
+    reasons = []
+    for number in numbers:
+        if not (reason := gpu_installation.CHECK.problem(number, needs_cudnn=needs_cudnn)):
+            return ""
+        reasons.append(reason)
+    return reasons[0] if reasons else ""
 
 
 def report_gpu(options: RuntimeOptions) -> None:
@@ -221,8 +238,25 @@ def needs_gpu(names: Sequence[str]) -> bool:
     return any(name in _NEED_CUDA for name in names)
 
 
+SHAPE_OPERATORS = frozenset(
+    {
+        *("Add", "And", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Div"),
+        *("Equal", "Expand", "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min"),
+        *("Mod", "Mul", "Not", "Or", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice"),
+        *("Split", "Squeeze", "Sub", "Unsqueeze", "Where"),
+    }
+)
+"""Operators that compute sizes from sizes: ONNX Runtime runs those on the CPU on purpose, where
+their few numbers are needed (GetCpuPreferredNodes in fallback_cpu_capability.cc)."""
+
+
 def explain_degraded(
-    names: Sequence[str], provider: str, placement: Mapping[str, int], missing: str, expected: bool
+    names: Sequence[str],
+    provider: str,
+    placement: Mapping[str, int],
+    missing: str,
+    expected: bool,
+    cpu_operators: Sequence[str] = (),
 ) -> str:
     """Return why a model does not run where it should, "" if it does.
 
@@ -232,6 +266,7 @@ def explain_degraded(
         placement: Number of nodes by short name of the provider that runs them.
         missing: Why no GPU can be used, or "".
         expected: Whether a GPU was asked for, or exists.
+        cpu_operators: The operators of the nodes that run on the CPU, if they are known.
     """
     if not names or names[0] == "cpu":
         return ""
@@ -240,9 +275,15 @@ def explain_degraded(
         return f"runs on the CPU: {reason}" if expected else ""
     if provider != names[0]:
         return f"runs on {provider}: {missing or f'{names[0]} could not be started'}"
-    if on_cpu := placement.get("cpu", 0):
-        return f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
-    return ""
+    on_cpu = placement.get("cpu", 0)
+    operators = sorted({*cpu_operators} - SHAPE_OPERATORS)
+    if not on_cpu or (cpu_operators and not operators):
+        return ""
+    shown = f" ({', '.join(operators[:5])}{', ...' if len(operators) > 5 else ''})"
+    return (
+        f"{on_cpu} of its {sum(placement.values())} nodes run on the CPU"
+        f"{shown if operators else ''}"
+    )
 
 
 class ThreadBudget:
@@ -321,6 +362,11 @@ def _can_use_gpu(options: RuntimeOptions, device: int | None = None) -> bool:
 
 def _needs_cudnn(options: RuntimeOptions) -> bool:
     return options.provider_options.get("cuda", {}).get("enable_cudnn", "1") != "0"
+
+
+def _installed_providers() -> list[str]:
+    available = onnxruntime.get_available_providers()
+    return [*available, *plugin_names(available)]
 
 
 def _session_options(name: str, options: RuntimeOptions, device: int) -> dict[str, str]:

@@ -171,9 +171,7 @@ class Session:
             self._give_up_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
         self.placement = _placement(session)
-        self.degraded = _explain_degraded(
-            options, self.provider, self.placement, problem, device.number
-        )
+        self.degraded = _explain_degraded(options, session, self.placement, problem, device.number)
         if options.require_gpu and self.degraded and self.provider == CPU:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
         unknown = outline.without_shape
@@ -536,19 +534,33 @@ def _placement(session: onnxruntime.InferenceSession) -> dict[str, int]:
     return dict(nodes)
 
 
+def _operators_on_cpu(session: onnxruntime.InferenceSession) -> list[str]:
+    get_assignment = getattr(session, "get_provider_graph_assignment_info", list)
+    return [
+        node.op_type
+        for subgraph in get_assignment()
+        if subgraph.ep_name == CPU
+        for node in subgraph.get_nodes()
+    ]
+
+
 def _explain_degraded(
-    options: RuntimeOptions, provider: str, placement: dict[str, int], problem: str, device: int
+    options: RuntimeOptions,
+    session: onnxruntime.InferenceSession,
+    placement: dict[str, int],
+    problem: str,
+    device: int,
 ) -> str:
     """Return why a model does not run where it should, "" if it does.
 
     Args:
         options: Its options.
-        provider: The provider that runs it.
+        session: The session that runs it.
         placement: Number of nodes by provider.
         problem: Why the first of its providers does not run it, if that was tried.
         device: Number of the CUDA device that it was to run on.
     """
-    wanted = options.providers[0]
+    wanted, provider = options.providers[0], session.get_providers()[0]
     on_cpu = provider == CPU and runtime.needs_gpu([wanted])
     missing = runtime.missing_gpu_reason(options, device) if on_cpu else ""
     return runtime.explain_degraded(
@@ -557,6 +569,7 @@ def _explain_degraded(
         {runtime.short_name(name): count for name, count in placement.items()},
         missing or problem,
         options.gpu_expected or options.require_gpu or has_cuda_driver(),
+        _operators_on_cpu(session),
     )
 
 

@@ -1,5 +1,7 @@
 """Which of its providers runs a model, if some of them cannot load it or fail in its first run."""
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -8,7 +10,7 @@ from support import onnx_models
 
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx.loading import _Loader, load
+from neurona_server.models.onnx.loading import _Loader, load, public_reason
 from neurona_server.models.onnx.model_file import read_outline
 from neurona_server.models.onnx.runtime import CPU, CUDA, RuntimeOptions
 
@@ -144,3 +146,29 @@ def test_real_providers_without_their_libraries_are_left_out(model):
     assert loaded.session.get_providers() == [CPU]
     assert loaded.problem.startswith("tensorrt could not load it: ")
     assert loaded.session.get_session_options().intra_op_num_threads == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<"
+            "THRW, void, Status> onnxruntime::CudaCall(ERRTYPE, const char*) [with ERRTYPE = "
+            "cudaError; bool THRW = true] /onnxruntime_src/onnxruntime/core/providers/cuda/"
+            "cuda_call.cc:146 std::conditional_t<THRW, void, Status> onnxruntime::CudaCall(ERRTYPE)"
+            " CUDA failure 2: out of memory ; GPU=0 ; hostname=secret ; file=/onnxruntime_src/"
+            "gpu_data_transfer.cc ; line=63 ; expr=cudaMalloc(&p, size); \n\n",
+            "CUDA failure 2: out of memory",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node."
+            " Name:'conv1' Status Message: /onnxruntime_src/onnxruntime/core/providers/cuda/nn/"
+            "conv.cc:388 Status onnxruntime::cuda::Conv<float>::UpdateState() CUDNN failure 3000: "
+            "CUDNN_STATUS_NOT_SUPPORTED ; GPU=0 ; hostname=secret ; expr=plan",
+            "Non-zero status code returned while running Conv node. Name:'conv1' Status Message: "
+            "CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED",
+        ),
+    ],
+)
+def test_errors_of_cuda_do_not_name_the_machine(message: str, reason: str) -> None:
+    assert public_reason(RuntimeError(message), Path("/models/m/1/model.onnx")) == reason

@@ -80,3 +80,21 @@ def test_degraded_models_are_explained(wanted, provider, placement, missing, exp
     degraded = explain_degraded(wanted, provider, placement, missing, expected)
     assert reason in degraded
     assert bool(degraded) is bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("operators", "reason"),
+    [
+        (["Shape", "Gather", "Concat"], ""),  # sizes, which belong on the CPU
+        (
+            ["Shape", "MatMulInteger", "DynamicQuantizeLinear", "MatMulInteger"],
+            "4 of its 9 nodes run on the CPU (DynamicQuantizeLinear, MatMulInteger)",
+        ),
+        ([*"ABCDEF"], "4 of its 9 nodes run on the CPU (A, B, C, D, E, ...)"),
+        ([], "4 of its 9 nodes run on the CPU"),
+    ],
+)
+def test_only_nodes_that_compute_sizes_belong_on_the_cpu(operators, reason):
+    placement = {"cuda": 5, "cpu": 4}
+    names = ("cuda", "cpu")
+    assert explain_degraded(names, "cuda", placement, "", True, operators) == reason
