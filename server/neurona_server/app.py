@@ -1,4 +1,7 @@
-"""The composition root of neurona-serve, which makes, starts and stops its parts in order."""
+"""The composition root of neurona-serve, which makes, starts and stops its parts in order.
+
+It is one file since the order of all parts is visible nowhere else.
+"""
 
 import gc
 import importlib.metadata

@@ -15,8 +15,8 @@ There is no series for the memory in ONNX Runtime's arenas: its Python API does 
 (checked from 1.23 to 1.31), and the C API, which does, needs a session that the Python API does
 not hand out. process_resident_memory_bytes and neurona_gpu_memory_used_bytes come closest.
 
-The file is long because it holds all series: a name, its help text and the code that updates it
-are found in one place.
+It is one file because it holds all series of models: a name, its help text and the code that
+updates it are found in one place.
 """
 
 import math
