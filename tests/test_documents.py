@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from neurona_protos import model_config_pb2, open_inference_pb2, prediction_pb2
 from neurona_server.config import sources
 from neurona_server.config.options import Config
+from neurona_server.models.onnx import provider_options
 from neurona_server.models.repository import model_toml
 from neurona_server.telemetry.metrics import Metrics
 
@@ -81,6 +82,7 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     others = {"round_robin", "compute_input", "compute_output", "model_version", "same_class"}
     others |= {"labels_file", "version_labels", "metadata_props", "allow_nan", "allow_unknown"}
     others |= {"system_shared_memory", "cuda_shared_memory"}  # extensions of the protocol
+    others |= {*provider_options._CUDA, *provider_options._TENSORRT}  # keys of providers
     for file in (model_config_pb2, open_inference_pb2, prediction_pb2):
         for message in file.DESCRIPTOR.message_types_by_name.values():
             others |= {field.name for field in message.fields}

@@ -2,6 +2,7 @@
 takes as that of its own device."""
 
 import ctypes
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,11 +37,19 @@ class HostMemory:
     """
 
     device_type = "cpu"
+    memory_name = "Cpu"
     number = 0
 
     def __init__(self) -> None:
         self.copies: list[tuple[str, int]] = []
         self.allocations: list[tuple[str, int]] = []
+        self.prepared_threads: set[int] = set()
+
+    def prepare_thread(self) -> None:
+        self.prepared_threads.add(threading.get_ident())
+
+    def free_bytes(self) -> int:
+        return 1 << 40
 
     def allocate_host(self, nbytes: int) -> Array:
         self.allocations.append(("host", nbytes))

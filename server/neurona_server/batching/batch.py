@@ -6,7 +6,7 @@ It also splits a request that is larger than a batch into parts.
 import logging
 import math
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, overload
 
@@ -29,6 +29,12 @@ class Run(Protocol):
 
     def terminate(self) -> None:
         """Make the run raise as soon as possible, also before it starts. Thread-safe."""
+
+
+ReserveInputs = Callable[[Mapping[str, tuple[int, ...]]], Inputs | None]
+"""What a run with memory of its own for inputs has as `reserve_inputs`: it returns arrays of the
+given shapes to join the inputs in, for the call, or None if any will do. They have any values, and
+are valid until the run ends."""
 
 
 @dataclass(eq=False)  # hashable, by identity
@@ -203,13 +209,22 @@ class BatchError(Exception):
     """A model returned a different number of rows than it was given."""
 
 
-def join_inputs(requests: Sequence[Request], padded_rows: int = 0) -> Inputs:
+def join_inputs(
+    requests: Sequence[Request], padded_rows: int = 0, run: Run | None = None
+) -> Inputs:
     """Concatenate the inputs of requests of one group along axis 0.
 
     They are padded to `padded_rows` with copies of the last row, which the model surely accepts.
+    If the `run` of them has memory for them, they are written there.
     """
     first = requests[0].inputs
     padding = padded_rows - sum([request.rows for request in requests])
+    if run is not None:
+        reserve: ReserveInputs | None = getattr(run, "reserve_inputs", None)
+        targets = reserve and _reserve_inputs(requests, max(padding, 0), reserve)
+        if targets:
+            _join_in_place(requests, targets)
+            return targets
     if len(requests) == 1 and padding <= 0:
         # A view of a message starts where the message has it; a runtime may need it aligned.
         return {name: a if a.flags.aligned else a.copy() for name, a in first.items()}
@@ -224,6 +239,37 @@ def join_inputs(requests: Sequence[Request], padded_rows: int = 0) -> Inputs:
             arrays.append(np.repeat(arrays[-1][-1:], padding, axis=0))
         joined[name] = np.concatenate(arrays)
     return joined
+
+
+def _reserve_inputs(
+    requests: Sequence[Request], padding: int, reserve: ReserveInputs
+) -> Inputs | None:
+    group = requests[0].group
+    is_joined = len(requests) > 1 or padding > 0
+    unbatched = unbatched_inputs(group)
+    rows = padding + sum([request.rows for request in requests])
+    return reserve(
+        {
+            name: (rows, *array.shape[1:]) if is_joined and name not in unbatched else array.shape
+            for name, array in requests[0].inputs.items()
+        }
+    )
+
+
+def _join_in_place(requests: Sequence[Request], targets: Inputs) -> None:
+    """Write the inputs of requests into arrays, and copies of the last row into what is left."""
+    unbatched = unbatched_inputs(requests[0].group)
+    for name, target in targets.items():
+        array = requests[0].inputs[name]
+        if name in unbatched or target.shape == array.shape:
+            np.copyto(target, array, casting="equiv")
+            continue
+        start = 0
+        for request in requests:
+            stop = start + request.rows
+            np.copyto(target[start:stop], request.inputs[name], casting="equiv")
+            start = stop
+        target[start:] = target[start - 1 : start]
 
 
 def split_outputs(

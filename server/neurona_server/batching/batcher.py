@@ -137,6 +137,8 @@ class Batcher:
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
         the number of their first row, too."""
+        self.joins_in_place = False
+        """Whether inputs are joined in the memory of runs that have some: see `ReserveInputs`."""
         self.answer_bounds: AnswerCheck | None = None
         """Checks that outputs are an answer."""
         self.ranking: DeviceRanking | None = None
@@ -651,7 +653,7 @@ class Batcher:
         group = requests[0].group
         predicted = self.cost_model.predict(padded, group)
         batch_started = self._clock()
-        inputs = join_inputs(requests, padded)
+        inputs = join_inputs(requests, padded, run if self.joins_in_place else None)
         if self.check_inputs is not None:
             self.check_inputs(inputs, requests[0].first_row)
         if self.ranking is not None and (count := self.ranking.count_for(requests, padded)):

@@ -38,7 +38,7 @@ from neurona_server.models.signature import (
     name_axes,
 )
 from neurona_server.models.task import find_task
-from neurona_server.models.warm_up import run_samples, warm_up
+from neurona_server.models.warm_up import choose_run_methods, run_samples, warm_up
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.run_journal import JournalEntry
 
@@ -183,7 +183,14 @@ class Model:
         )
         self.batcher.free_memory = session.free_device_memory
         inputs = self.signature.inputs
+        all_inputs = [*inputs, *self.signature.optional]
+        lengths = _find_lengths(source, all_inputs)
         started = time.monotonic()
+        for one in self.sessions:
+            if one.device.kind != "cpu":
+                sizes = self.batcher.cost_model.batch_sizes
+                choose_run_methods(one, sizes, lengths, cancellation)
+        self.batcher.joins_in_place = any(one.binds_inputs for one in self.sessions)
         if not all(warm_up(inputs, run, self.batcher) for run in runs):
             log.info(
                 "%s: warm-up skipped: the model rejected synthetic inputs",
@@ -217,8 +224,6 @@ class Model:
                 self.batcher.cost_model.batch_sizes,
                 cancellation,
             )
-        all_inputs = [*inputs, *self.signature.optional]
-        lengths = _find_lengths(source, all_inputs)
         bounds = find_input_bounds(self.metadata, all_inputs, lengths, reshapes["input"])
         self.batcher.check_inputs = bounds.checker if bounds else None
         self.batcher.answer_bounds = find_answer_bounds(

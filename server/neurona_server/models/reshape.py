@@ -7,7 +7,7 @@ the graph, and its outputs back. So nothing else of the server knows of the grap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from neurona_server.batching.batch import Run
+from neurona_server.batching.batch import ReserveInputs, Run
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.models.repository.settings import DeclaredTensor
 from neurona_server.models.signature import Size, TensorSpec
@@ -125,14 +125,33 @@ class ReshapedRun:
         self._run = run
         self._inputs = inputs
         self._outputs = outputs
+        self._reserved: tuple[Inputs, Inputs] | None = None  # in shapes of requests, of the graph
+
+    def reserve_inputs(self, shapes: Mapping[str, Shape]) -> Inputs | None:
+        """Return the run's own memory for inputs, if it has some, in the shapes of requests."""
+        reserve: ReserveInputs | None = getattr(self._run, "reserve_inputs", None)
+        if reserve is None:
+            return None
+        reshapes = self._inputs
+        targets = reserve(
+            {n: reshapes[n].graph_shape(s) if n in reshapes else s for n, s in shapes.items()}
+        )
+        if targets is None:
+            return None
+        arrays = {name: target.reshape(shapes[name]) for name, target in targets.items()}
+        self._reserved = arrays, targets
+        return arrays
 
     def __call__(self, inputs: Inputs) -> Outputs:
         reshapes = self._inputs
-        outputs = [
-            *self._run(
-                {n: reshapes[n].to_graph(a) if n in reshapes else a for n, a in inputs.items()}
-            )
-        ]
+        if (reserved := self._reserved) is not None and inputs is reserved[0]:
+            outputs = [*self._run(reserved[1])]
+        else:
+            outputs = [
+                *self._run(
+                    {n: reshapes[n].to_graph(a) if n in reshapes else a for n, a in inputs.items()}
+                )
+            ]
         for index, reshape in self._outputs.items():
             outputs[index] = reshape.to_request(outputs[index])
         return outputs

@@ -18,6 +18,9 @@ from neurona_server.errors import (
     LoadError,
 )
 from neurona_server.models.batching_check import Run
+from neurona_server.models.load_cancellation import LoadCancellation
+from neurona_server.models.onnx.sequence_lengths import LengthsInput
+from neurona_server.models.onnx.session import Session
 from neurona_server.models.repository.settings import WarmUpInput, WarmUpSample
 from neurona_server.models.signature import Signature, TensorSpec
 from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs, suppose_shapes
@@ -64,6 +67,43 @@ def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
             batcher.tune()
             return True
     return False
+
+
+def choose_run_methods(
+    session: Session,
+    sizes: Sequence[int],
+    lengths: Sequence[LengthsInput],
+    cancellation: LoadCancellation,
+) -> None:
+    """Measure in which way a session on a GPU runs fastest, with synthetic inputs.
+
+    Args:
+        session: The session.
+        sizes: The batch sizes.
+        lengths: Its inputs that hold lengths of sequences: all steps, then half of them.
+        cancellation: Ends this early.
+
+    Raises:
+        LoadError: It was cancelled.
+    """
+    for supposed, size in itertools.product(suppose_shapes(session.inputs), FREE_SIZES):
+
+        def make(
+            rows: int, seed: int, supposed: Sequence[TensorSpec] = supposed, size: int = size
+        ) -> dict[str, Array]:
+            arrays = make_inputs(supposed, rows, size, seed=seed)
+            for one in lengths:
+                if one.name in arrays and one.sequences in arrays:
+                    arrays[one.name][...] = max(1, arrays[one.sequences].shape[one.axis] // seed)
+            return arrays
+
+        try:
+            session.run(make(sizes[0], 1))
+        except Exception as error:  # the model does not support this size, perhaps another one
+            log.debug("cannot measure methods with free axes of %d: %s", size, error)
+        else:
+            session.choose_methods(sizes, make, cancellation)
+            return
 
 
 def run_samples(

@@ -1,8 +1,8 @@
 """Runs with memory that stays: page-locked buffers of the host, and buffers of the device.
 
 `InferenceSession.run` copies from and to ordinary memory, which the driver first copies into
-page-locked memory of its own: while it does, the thread waits. A `BoundRunner` keeps, for each
-thread that runs the model (a slot), page-locked buffers into which batches are joined, and device
+page-locked memory of its own: while it does, the thread waits. A `BoundRunner` keeps, for each run
+that may be in flight (a slot), page-locked buffers into which batches are joined, and device
 buffers to which ONNX Runtime's IOBinding ties the graph's inputs and outputs. Copies go through a
 stream of the slot, beside the one that computes: with two slots, the copies of one batch overlap
 the run of the other one. Outputs are page-locked memory, too, which returns to a pool when the last
@@ -28,12 +28,16 @@ import numpy as np
 import onnxruntime
 
 from neurona_server.batching.request import Array, Inputs
-from neurona_server.models.onnx.cuda_driver import CudaDriver, CudaStream, DeviceMemory
+from neurona_server.models.onnx.cuda_driver import (
+    CudaDriver,
+    CudaDriverError,
+    CudaStream,
+    DeviceMemory,
+    load_driver,
+)
+from neurona_server.models.onnx.devices import Device
 
 log = logging.getLogger(__name__)
-
-MAX_SLOTS = 8
-"""Threads of a session that get buffers; further ones run without."""
 
 MAX_SLOT_BYTES = 1 << 30
 """Limit for the buffers of a slot: larger batches run without. Page-locked memory is the machine's,
@@ -73,12 +77,20 @@ class MemoryAllocator(Protocol):
     """Memory of a device, and memory of the host that it copies from and to.
 
     Attributes:
-        device_type: ONNX Runtime's name of the device, as "cuda".
+        device_type: ONNX Runtime's name of the kind of device, as "cuda".
+        memory_name: ONNX Runtime's name of the memory of such devices, as "Cuda".
         number: Of the device.
     """
 
     device_type: str
+    memory_name: str
     number: int
+
+    def prepare_thread(self) -> None:
+        """Prepare the calling thread for runs in the ordinary way; again does nothing."""
+
+    def free_bytes(self) -> int:
+        """Return the free memory of the device."""
 
     def allocate_host(self, nbytes: int) -> Array:
         """Return `nbytes` bytes of page-locked memory."""
@@ -93,10 +105,17 @@ class CudaMemory:
     """Memory of a CUDA device, by the driver."""
 
     device_type = "cuda"
+    memory_name = "Cuda"
 
     def __init__(self, driver: CudaDriver, number: int) -> None:
         self.number = number
         self._driver = driver
+
+    def prepare_thread(self) -> None:
+        self._driver.relax_capture_mode()
+
+    def free_bytes(self) -> int:
+        return self._driver.memory_info(self.number)[0]
 
     def allocate_host(self, nbytes: int) -> Array:
         return np.frombuffer(memoryview(self._driver.host_allocate(nbytes, self.number)), np.uint8)
@@ -178,14 +197,15 @@ class Binding:
     outputs: Sequence[tuple[GraphTensor, tuple[int, ...], int]]
     """Each output with its shape and address."""
 
-    graph_ids: dict[bytes, int] = field(default_factory=dict)
-    """The CUDA graphs captured with it, by the values that they hold: see cuda_graphs.py."""
+    graph_ids: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    """The CUDA graphs captured with it, by thread and the values that they hold: see
+    cuda_graphs.py."""
 
-    value_counts: dict[bytes, int] = field(default_factory=dict)
-    """Runs with values that no graph holds yet."""
+    graph_counts: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    """Runs for which there is no graph yet."""
 
-    uncaptured_values: bytes | None = None
-    """The values that the next run is to capture."""
+    uncaptured: tuple[int, bytes] | None = None
+    """What the next run is to capture."""
 
 
 class _Buffer:
@@ -199,8 +219,8 @@ class _Buffer:
         self.address = self.host.ctypes.data if self.device is None else self.device.address
 
 
-class _Slot:
-    """The buffers and bindings of one thread."""
+class Slot:
+    """The buffers and bindings of one run at a time; any thread may run it."""
 
     def __init__(self, memory: MemoryAllocator) -> None:
         self.memory = memory
@@ -208,6 +228,7 @@ class _Slot:
         self.buffers: dict[str, _Buffer] = {}
         self.bindings: OrderedDict[Shapes, Binding] = OrderedDict()
         self.reserved: Binding | None = None
+        """Of the inputs that are being written."""
 
     def require(self, sizes: Mapping[GraphTensor, int], largest: Mapping[GraphTensor, int]) -> bool:
         """Have buffers of at least the given bytes; False if that would exceed the limit.
@@ -234,7 +255,7 @@ class _Slot:
 
 
 class BoundRunner:
-    """Runs a session with bound buffers. Each thread that calls it gets a slot of its own.
+    """Runs a session with bound buffers, those of a slot.
 
     It binds the shapes that it has `learned` the shapes of outputs of. `reserve`, `run` and
     `learn` return None or do nothing where buffers cannot be used: the caller then runs the session
@@ -263,40 +284,39 @@ class BoundRunner:
         self._pool = OutputPool(memory)
         self._output_shapes: OrderedDict[Shapes, Sequence[tuple[int, ...]]] = OrderedDict()
         self._largest: dict[GraphTensor, int] = {}  # bytes, of all shapes that it has learned
-        self._local = threading.local()
-        self._slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    @property
-    def slots(self) -> int:
-        """Threads that have buffers."""
-        return len(self._slots)
+    def new_slot(self) -> Slot:
+        """Return a slot without buffers. It lives as long as the caller keeps it."""
+        return Slot(self._memory)
 
     def learn(self, inputs: Inputs, outputs: Sequence[Any]) -> None:
         """Remember the shapes of the outputs of an ordinary run."""
         shapes = self._shapes(inputs)
         if shapes is None or shapes in self._output_shapes:
             return
-        learned: list[tuple[int, ...]] = []
+        output_shapes: list[tuple[int, ...]] = []
         for tensor, output in zip(self._outputs, outputs, strict=True):
             if not isinstance(output, np.ndarray) or output.dtype != tensor.dtype:
                 return
-            learned.append(output.shape)
-        if not all(math.prod(shape) for shape in (*shapes, *learned)):
+            output_shapes.append(output.shape)
+        if not all(math.prod(shape) for shape in (*shapes, *output_shapes)):
             return  # nothing to copy, and no address to bind
-        tensors = zip((*self._inputs, *self._outputs), (*shapes, *learned), strict=True)
+        tensors = zip((*self._inputs, *self._outputs), (*shapes, *output_shapes), strict=True)
         with self._lock:
             for tensor, shape in tensors:
                 nbytes = _nbytes(tensor, shape)
                 self._largest[tensor] = max(self._largest.get(tensor, 0), nbytes)
-            self._output_shapes[shapes] = learned
+            self._output_shapes[shapes] = output_shapes
             while len(self._output_shapes) > MAX_KNOWN_SHAPES:
                 self._output_shapes.popitem(last=False)
 
-    def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Array] | None:
-        """Return arrays of the given shapes to write inputs into, for `run` in the same thread.
+    def reserve(
+        self, slot: Slot, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Mapping[str, Array] | None:
+        """Return arrays of the given shapes to write inputs into, for the next `run` of the slot.
 
-        They are valid until the thread's next call.
+        They are valid until then.
         """
         if len(shapes) != len(self._inputs):
             return None
@@ -304,16 +324,16 @@ class BoundRunner:
             key = tuple([shapes[tensor.name] for tensor in self._inputs])
         except KeyError:
             return None
-        slot = self._slot()
-        if slot is None:
-            return None
         slot.reserved = binding = self._binding(slot, key)
         return None if binding is None else binding.views
 
-    def run(self, inputs: Inputs, options: onnxruntime.RunOptions) -> list[Array] | None:
+    def run(
+        self, slot: Slot, inputs: Inputs, options: onnxruntime.RunOptions
+    ) -> list[Array] | None:
         """Run the graph; the outputs, in its order, are the caller's.
 
         Args:
+            slot: The buffers, which no other run uses meanwhile.
             inputs: What `reserve` returned, or any arrays.
             options: ONNX Runtime's.
 
@@ -321,9 +341,6 @@ class BoundRunner:
             CudaDriverError: A copy failed.
             Exception: What ONNX Runtime raises.
         """
-        slot = self._slot()
-        if slot is None:
-            return None
         binding = slot.reserved
         if binding is None or inputs is not binding.views:
             shapes = self._shapes(inputs)
@@ -338,10 +355,6 @@ class BoundRunner:
         self._execute(binding, options)
         return self._collect(slot, binding)
 
-    def release_slot(self) -> None:
-        """Free the buffers of the calling thread."""
-        self._local.__dict__.clear()
-
     def _prepare(self, binding: Binding, options: onnxruntime.RunOptions) -> bool:  # noqa: ARG002
         """Return whether the binding, whose inputs are written, can run; set options for that."""
         return True
@@ -349,7 +362,7 @@ class BoundRunner:
     def _execute(self, binding: Binding, options: onnxruntime.RunOptions) -> None:
         self._session.run_with_iobinding(binding.io, options)
 
-    def _collect(self, slot: _Slot, binding: Binding) -> list[Array]:
+    def _collect(self, slot: Slot, binding: Binding) -> list[Array]:
         arrays: list[Array] = []
         copies: list[tuple[Array, int]] = []
         for tensor, shape, address in binding.outputs:
@@ -362,14 +375,6 @@ class BoundRunner:
         slot.stream.copy_out(copies)
         return arrays
 
-    def _slot(self) -> _Slot | None:
-        slot: _Slot | None = getattr(self._local, "slot", None)
-        if slot is None and len(self._slots) < MAX_SLOTS:
-            slot = self._local.slot = _Slot(self._memory)
-            with self._lock:
-                self._slots.add(slot)
-        return slot
-
     def _shapes(self, inputs: Inputs) -> Shapes | None:
         if len(inputs) != len(self._inputs):
             return None  # one overrides an initialiser
@@ -378,7 +383,7 @@ class BoundRunner:
         except KeyError:
             return None
 
-    def _binding(self, slot: _Slot, shapes: Shapes) -> Binding | None:
+    def _binding(self, slot: Slot, shapes: Shapes) -> Binding | None:
         binding = slot.bindings.get(shapes)
         if binding is not None:
             slot.bindings.move_to_end(shapes)
@@ -422,10 +427,21 @@ class BoundRunner:
         bind(tensor.name, *device, tensor.element_type, shape, buffer.address)
 
 
+def find_memory(device: Device) -> MemoryAllocator | None:
+    """Return the memory of a device that runs can be bound to; None if it has none."""
+    if device.kind != "cuda":
+        return None
+    try:
+        return CudaMemory(load_driver(), device.number)
+    except CudaDriverError as error:
+        log.warning("%s: runs are not bound: %s", device.label, error)
+        return None
+
+
 def graph_tensors(
     session: onnxruntime.InferenceSession,
     element_types: Mapping[str, tuple[int, np.dtype[Any]]],
-    device_name: str,
+    memory_name: str,
     host_names: Collection[str] = (),
 ) -> tuple[list[GraphTensor], list[GraphTensor]] | None:
     """Return the inputs and outputs of a session that can be bound; None if some cannot.
@@ -434,14 +450,14 @@ def graph_tensors(
         session: The session.
         element_types: ONNX's number of the element type and numpy's type, by the name of the input
             or output; of those with a fixed size per element.
-        device_name: ONNX Runtime's name of the device's memory, as "Cuda".
+        memory_name: ONNX Runtime's name of the device's memory, as "Cuda".
         host_names: Tensors to keep in the memory of the host whatever ONNX Runtime says.
     """
     get_inputs = getattr(session, "get_input_memory_infos", None)
     get_outputs = getattr(session, "get_output_memory_infos", None)
     if get_inputs is None or get_outputs is None:  # onnxruntime before 1.23
         return None
-    found: list[list[GraphTensor]] = []
+    groups: list[list[GraphTensor]] = []
     for is_output, nodes, infos in (
         (False, session.get_inputs(), get_inputs()),
         (True, session.get_outputs(), get_outputs()),
@@ -450,11 +466,11 @@ def graph_tensors(
         for node, info in zip(nodes, infos, strict=True):
             if node.name not in element_types:
                 return None
-            on_device = info.name == device_name and node.name not in host_names
+            on_device = info.name == memory_name and node.name not in host_names
             element_type, dtype = element_types[node.name]
             tensors.append(GraphTensor(node.name, element_type, dtype, on_device, is_output))
-        found.append(tensors)
-    inputs, outputs = found
+        groups.append(tensors)
+    inputs, outputs = groups
     # An output that is an input of the graph, too, would share its buffer.
     if {tensor.name for tensor in inputs} & {tensor.name for tensor in outputs}:
         return None

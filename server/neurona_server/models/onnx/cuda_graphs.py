@@ -7,7 +7,8 @@ follows from how it does that (onnxruntime's cuda_execution_provider.cc, cuda_gr
 - The addresses of inputs and outputs are those of the captured run: see bindings.py.
 - A graph has the values that kernels were given by the host, such as the lengths of sequences. So
   it is used for the same values only.
-- Each thread has graphs of its own, which are freed with the session. So their number is limited.
+- Each thread has graphs of its own, under the same numbers, which are freed with the session. So a
+  number stands for a thread too, and their number is limited.
 - All runs of the session share one stream and one pool of memory, and cannot be concurrent. The
   session is used for nothing else, and its memory is never given back to the device, since graphs
   have addresses in it.
@@ -29,8 +30,9 @@ from neurona_server.models.onnx.bindings import (
     MemoryAllocator,
 )
 
-MAX_GRAPHS = 64
-"""Graphs of a session, of all threads together. One takes some MB of the device's memory."""
+MAX_GRAPHS = 256
+"""Graphs of a session, of all threads and slots together. One takes memory of the device for each
+kernel."""
 
 RUNS_BEFORE_CAPTURE = 3
 """Batches of the same shapes, and values for the host, before they are captured: most of many
@@ -48,6 +50,18 @@ _FATAL = 4  # log_severity_level
 
 _capture_lock = threading.Lock()
 """Of the process: CUDA captures on one stream at a time in the mode that ONNX Runtime has."""
+
+
+_threads = threading.local()
+_thread_numbers = itertools.count()
+
+
+def _thread_number() -> int:
+    """Return a number that no other thread has or had: identifiers of threads come again."""
+    number: int | None = getattr(_threads, "number", None)
+    if number is None:
+        number = _threads.number = next(_thread_numbers)
+    return number
 
 
 class GraphRunner(BoundRunner):
@@ -92,18 +106,19 @@ class GraphRunner(BoundRunner):
     def _prepare(self, binding: Binding, options: onnxruntime.RunOptions) -> bool:
         views = binding.views
         values = b"".join([views[name].tobytes() for name in self._host_values])
-        number = binding.graph_ids.get(values)
+        key = (_thread_number(), values)
+        number = binding.graph_ids.get(key)
         if number is not None:
             options.add_run_config_entry(_GRAPH_ID, str(number))
-            return True
-        if not self._is_capture_due(binding, values):
+        elif self._is_capture_due(binding, key):
+            binding.uncaptured = key
+        else:
             return False
-        binding.uncaptured_values = values
         return True
 
     def _execute(self, binding: Binding, options: onnxruntime.RunOptions) -> None:
-        values, binding.uncaptured_values = binding.uncaptured_values, None
-        if values is None:
+        key, binding.uncaptured = binding.uncaptured, None
+        if key is None:
             with self._run_lock:
                 super()._execute(binding, options)
             return
@@ -115,18 +130,18 @@ class GraphRunner(BoundRunner):
         capture_options.add_run_config_entry(_GRAPH_ID, str(number))
         with _capture_lock, self._run_lock:
             super()._execute(binding, capture_options)  # runs, captures and launches the graph
-        binding.graph_ids[values] = number
+        binding.graph_ids[key] = number
 
-    def _is_capture_due(self, binding: Binding, values: bytes) -> bool:
-        if self._graphs >= MAX_GRAPHS or len(values) > MAX_HOST_VALUES:
+    def _is_capture_due(self, binding: Binding, key: tuple[int, bytes]) -> bool:
+        if self._graphs >= MAX_GRAPHS or len(key[1]) > MAX_HOST_VALUES:
             return False
         if not self.eager:
-            counts = binding.value_counts
-            count = counts.pop(values, 0) + 1
+            counts = binding.graph_counts
+            count = counts.pop(key, 0) + 1
             if count < RUNS_BEFORE_CAPTURE:
                 if len(counts) >= MAX_COUNTED_VALUES:
                     counts.clear()
-                counts[values] = count
+                counts[key] = count
                 return False
         self._graphs += 1
         return True

@@ -30,6 +30,7 @@ from neurona_server.models.onnx.external_data import (
     temporary_copy,
 )
 from neurona_server.models.onnx.model_file import GraphOutline, read_outline
+from neurona_server.models.onnx.provider_options import cuda_options
 from neurona_server.models.onnx.runtime import CPU, Provider, RuntimeOptions
 from neurona_server.models.onnx.trial_run import try_run
 
@@ -105,6 +106,28 @@ def load(
         raise LoadError(f"ONNX Runtime cannot load it: {reason}") from error
 
 
+def load_with_cuda_graphs(
+    path: Path, options: RuntimeOptions, cancellation: LoadCancellation, device: int
+) -> onnxruntime.InferenceSession:
+    """Load the model at `path` once more, into a session that captures CUDA graphs.
+
+    Args:
+        path: The model's file.
+        options: How it is run.
+        cancellation: Ends the load early.
+        device: Number of the CUDA device.
+
+    Raises:
+        Exception: ONNX Runtime cannot make graphs of the model, as when it has control flow or
+            nodes that run on the CPU; or there is no memory left for it; or it is cancelled.
+    """
+    values = cuda_options(options.provider_options, device, options.gpu_memory_bytes, graphs=True)
+    loader = _Loader(path, read_outline(path), options, 1, cancellation)
+    session = loader.load_once([(runtime.CUDA, values), CPU])  # where it puts shapes
+    session.disable_fallback()
+    return session
+
+
 def public_reason(error: Exception, path: Path) -> str:
     """Return ONNX Runtime's message without its source lines and without the server's paths.
 
@@ -178,6 +201,10 @@ class _Loader:
             reason = public_reason(error, self._path)
             problem = problem or f"{runtime.short_name(started)} could not run it: {reason}"
             providers = rest
+
+    def load_once(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
+        """Load with all providers, and try no other way."""
+        return self._load_session(providers)
 
     def _load(self, providers: list[Provider]) -> LoadedModel:
         compiler = find_compiler(

@@ -158,6 +158,8 @@ def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]
 def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     """Return the devices to load a model on: CUDA devices if a provider uses them, else the CPU.
 
+    Of "all", those are left out that ONNX Runtime cannot run on, unless that is true of all.
+
     Raises:
         ConfigError: The options name a device that there is not.
     """
@@ -165,7 +167,15 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
-    available = devices.DEVICES.devices()
+    table = devices.DEVICES
+    available = table.devices()
+    if options.devices == devices.ALL:
+        working = [
+            one
+            for one in available
+            if one.label in table.lost or not _device_problem(options, one.number)
+        ]
+        available = tuple(working) or available
     return choose_devices(options.devices, available) if available else (Device("cuda"),)
 
 
@@ -197,14 +207,12 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
         ConfigError: The options name a device that there is not.
     """
     options = options or RuntimeOptions()
-    available = onnxruntime.get_available_providers()
-    names = [short_name(provider) for provider in available]
-    if not needs_gpu([name for name in options.providers if name in names]) and (
-        reason := explain_build(available, runtime_packages())
+    installed = [short_name(provider) for provider in _installed_providers()]
+    if not needs_gpu([name for name in options.providers if name in installed]) and (
+        reason := explain_build(onnxruntime.get_available_providers(), runtime_packages())
     ):
         return reason
-    needs_cudnn = _needs_cudnn(options)
-    if reason := gpu_installation.CHECK.problem(needs_cudnn=needs_cudnn):
+    if reason := _device_problem(options, None):
         return reason
     if device is None:
         numbers = [one.number for one in find_devices(options) if one.kind == "cuda"]
@@ -212,7 +220,7 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
         numbers = [device]
     reasons = []
     for number in numbers:
-        if not (reason := gpu_installation.CHECK.problem(number, needs_cudnn=needs_cudnn)):
+        if not (reason := _device_problem(options, number)):
             return ""
         reasons.append(reason)
     return reasons[0] if reasons else ""
@@ -225,12 +233,21 @@ def report_gpu(options: RuntimeOptions) -> None:
     reason = missing_gpu_reason(options)
     if not reason:
         log.info("%s", gpu_installation.describe_gpus())
+        _warn_of_devices(options)
     elif options.gpu_expected or options.require_gpu or has_cuda_driver():
         log.warning("no GPU can be used: %s", reason)
     else:
         facts = gpu_installation.CHECK.facts()
         present = facts.hardware or facts.kernel_module
         log.log(logging.INFO if present else logging.DEBUG, "no GPU is used: %s", reason)
+
+
+def _warn_of_devices(options: RuntimeOptions) -> None:
+    """Log which of the devices that the options name cannot be used, if others can."""
+    usable = devices.DEVICES.usable()
+    for device in choose_devices(options.devices, usable) if usable else ():
+        if reason := _device_problem(options, device.number):
+            log.warning("%s is not used: %s", device.label, reason)
 
 
 def needs_gpu(names: Sequence[str]) -> bool:
@@ -355,13 +372,12 @@ def limit_cpu_memory(size: int) -> None:
 
 
 def _can_use_gpu(options: RuntimeOptions, device: int | None = None) -> bool:
-    if not needs_gpu(options.providers):
-        return False
-    return not gpu_installation.CHECK.problem(device, needs_cudnn=_needs_cudnn(options))
+    return needs_gpu(options.providers) and not _device_problem(options, device)
 
 
-def _needs_cudnn(options: RuntimeOptions) -> bool:
-    return options.provider_options.get("cuda", {}).get("enable_cudnn", "1") != "0"
+def _device_problem(options: RuntimeOptions, device: int | None) -> str:
+    needs_cudnn = options.provider_options.get("cuda", {}).get("enable_cudnn", "1") != "0"
+    return gpu_installation.CHECK.problem(device, needs_cudnn=needs_cudnn)
 
 
 def _installed_providers() -> list[str]:

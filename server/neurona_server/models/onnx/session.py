@@ -28,12 +28,14 @@ from neurona_server.errors import (
     UnavailableError,
 )
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import byte_strings, loading, run_failures, runtime
+from neurona_server.models.onnx import byte_strings, loading, run_choice, run_failures, runtime
+from neurona_server.models.onnx.bindings import find_memory
 from neurona_server.models.onnx.class_ranker import ClassRanker
 from neurona_server.models.onnx.device_probe import probe_device
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.gpu_facts import has_cuda_driver
+from neurona_server.models.onnx.run_methods import MakeInputs, RunMethods, RunSlot
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
@@ -154,6 +156,9 @@ class Session:
         """
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
+        self._methods: RunMethods | None = None
+        self._prepare_thread: Callable[[], None] | None = None
+        self._path, self._options = path, options
         self._lost_error: DeviceLostError | None = None
         self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
@@ -170,6 +175,7 @@ class Session:
         if self.device.kind != "cpu":
             self._give_up_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
+        self._run_slots = [RunSlot() for _ in range(self.slots)]
         self.placement = _placement(session)
         self.degraded = _explain_degraded(options, session, self.placement, problem, device.number)
         if options.require_gpu and self.degraded and self.provider == CPU:
@@ -213,7 +219,84 @@ class Session:
 
     def runs_of_slots(self) -> list[Callable[[], "SessionRun"]]:
         """Return, for each slot, what makes its runs; on a GPU one at a time may go on in each."""
-        return [self.new_run] * self.slots
+        if self.device.kind == "cpu":
+            return [self.new_run]
+        return [partial(SlotRun, self, slot) for slot in self._run_slots]
+
+    @property
+    def run_method(self) -> str:
+        """How batches run: "plain", or by the number of rows as `RunMethods.describe` returns."""
+        methods = self._methods
+        return "plain" if methods is None else methods.describe()
+
+    @property
+    def binds_inputs(self) -> bool:
+        """Whether there may be memory that the inputs of a slot's run are to be joined in."""
+        return self._methods is not None
+
+    def choose_methods(
+        self, sizes: Sequence[int], make_inputs: MakeInputs, cancellation: LoadCancellation
+    ) -> None:
+        """Measure in which way batches run fastest on a GPU, before serving.
+
+        Args:
+            sizes: The numbers of rows to measure, in ascending order.
+            make_inputs: Makes inputs for them that the model accepts.
+            cancellation: Ends this early.
+
+        Raises:
+            LoadError: It was cancelled.
+        """
+        session = self._session
+        if session is None or (memory := find_memory(self.device)) is None:
+            return
+        self._prepare_thread = memory.prepare_thread
+        zipmaps = self._zipmaps.values()
+        candidate = run_choice.Candidate(
+            session=session,
+            path=self._path,
+            options=self._options,
+            device=self.device,
+            specs=[spec for spec in (*self.inputs, *self.outputs) if spec.name not in zipmaps],
+            plain=self.run_with_options,
+            slots=self._run_slots,
+        )
+        self._methods = run_choice.choose(candidate, memory, sizes, make_inputs, cancellation)
+
+    def reserve_inputs(self, slot: RunSlot, shapes: Mapping[str, tuple[int, ...]]) -> Inputs | None:
+        """Return arrays to write the inputs of the slot's next run into; None if any will do."""
+        methods = self._methods
+        return None if methods is None else methods.reserve(slot, shapes)
+
+    def run_in_slot(
+        self,
+        slot: RunSlot,
+        inputs: Inputs,
+        options: onnxruntime.RunOptions,
+        ranked_count: int = 0,
+    ) -> Outputs:
+        """Run as `run_with_options` does, on a GPU, in the fastest way that is possible."""
+        if self._prepare_thread is not None:
+            self._prepare_thread()
+        methods = self._methods
+        ranker = self._ranker if ranked_count else None  # of outputs that ONNX Runtime allocates
+        if (
+            methods is None
+            or (ranker is not None and not ranker.failed)
+            or self._session is None
+            or self._lost_error is not None
+        ):
+            return self.run_with_options(inputs, options, ranked_count)
+        if self._recurrent:
+            _check_not_empty(inputs)
+        if self._shrinker.is_due_in_run():  # at the end of a run in the ordinary way
+            options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
+            return self.run_with_options(inputs, options)
+        self._runs_in_flight.append(None)
+        try:
+            return methods.run(slot, inputs, options)
+        finally:
+            self._runs_in_flight.pop()
 
     def open_ranker(self, index: int, *, logits: bool) -> None:
         """Make runs able to rank the output at an index on the device.
@@ -222,14 +305,13 @@ class Session:
             LoadError: The device does not.
             Exception: What ONNX Runtime raises.
         """
-        number, spec = self.device.number, self.outputs[index]
-        provider: runtime.Provider = CPU
-        if self.device.kind != "cpu":
-            options = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
-            provider = (runtime.CUDA, options)
-        self._ranker = ClassRanker(
-            index, spec.dtype, provider, self.device.kind, number, logits=logits
-        )
+        dtype, number = self.outputs[index].dtype, self.device.number
+        if self.provider == CPU:
+            self._ranker = ClassRanker(index, dtype, CPU, "cpu", 0, logits=logits)
+            return
+        options = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
+        provider = (runtime.CUDA, options)  # whichever of CUDA's providers runs the model
+        self._ranker = ClassRanker(index, dtype, provider, "cuda", number, logits=logits)
 
     def close_ranker(self) -> None:
         """Undo what `open_ranker` did."""
@@ -329,7 +411,9 @@ class Session:
 
         A run that is in flight completes, and its memory is freed after it.
         """
-        self._session = self._ranker = None  # unless it was abandoned
+        self._session = self._methods = self._ranker = None  # unless it was abandoned
+        for slot in self._run_slots:
+            slot.buffers.clear()
         self._give_up_threads()
         self.keep_engines()
         trim_heap()
@@ -498,6 +582,21 @@ class SessionRun:
 
     def _run(self, inputs: Inputs) -> Outputs:
         return self._session.run_with_options(inputs, self._options, self._ranked_count)
+
+
+class SlotRun(SessionRun):
+    """One run in a slot of a GPU, whose buffers it uses."""
+
+    def __init__(self, session: Session, slot: RunSlot) -> None:
+        super().__init__(session)
+        self._slot = slot
+
+    def reserve_inputs(self, shapes: Mapping[str, tuple[int, ...]]) -> Inputs | None:
+        """Return arrays of these shapes to join the inputs in; None if any will do."""
+        return self._session.reserve_inputs(self._slot, shapes)
+
+    def _run(self, inputs: Inputs) -> Outputs:
+        return self._session.run_in_slot(self._slot, inputs, self._options, self._ranked_count)
 
 
 def _check_not_empty(inputs: Inputs) -> None:

@@ -182,7 +182,7 @@ def test_a_version_whose_devices_are_lost_is_loaded_again_while_it_stays():
     lost = fake_model(1)
     versions.record_loaded(1, lost)
     versions.commit()
-    lost.lost_reason = "cuda:0 is lost"
+    lost.lost_reason, lost.state = "cuda:0 is lost", State.STATE_FAILED
     (source,) = versions.reload(1, lost)
     assert source.version == 1
     assert not versions.reload(1, lost)  # it is loading

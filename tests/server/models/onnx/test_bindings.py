@@ -34,6 +34,7 @@ class Runner(BoundRunner):
     def __init__(self, path: Path, memory: HostMemory, host_names: Sequence[str] = ()) -> None:
         self.session = open_session(path)
         super().__init__(self.session, memory, *bindable(self.session, host_names))
+        self.slot = self.new_slot()
 
     def plain(self, inputs: dict[str, Array]) -> list[Any]:
         outputs: list[Any] = self.session.run(None, inputs)
@@ -41,7 +42,7 @@ class Runner(BoundRunner):
         return outputs
 
     def bound(self, inputs: Any) -> list[Array] | None:
-        return self.run(inputs, onnxruntime.RunOptions())
+        return self.run(self.slot, inputs, onnxruntime.RunOptions())
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_larger_batch_replaces_the_buffers_and_a_smaller_one_shares_them(
     assert device == [2 * 16, 2 * 12, 64 * 16, 64 * 12]
 
 
-def test_a_new_thread_gets_buffers_for_the_largest_batch_at_once(
+def test_a_slot_gets_buffers_for_the_largest_batch_at_once(
     runner: Runner, memory: HostMemory
 ) -> None:
     for count in (1, 64, 8):
@@ -124,9 +125,9 @@ def test_beyond_its_limit_the_pool_gives_ordinary_memory(memory: HostMemory) -> 
 
 
 def test_inputs_are_written_where_they_are_copied_from(runner: Runner) -> None:
-    assert runner.reserve({"x": (3, 4)}) is None  # not known yet
+    assert runner.reserve(runner.slot, {"x": (3, 4)}) is None  # not known yet
     expected = runner.plain(rows(3))[0]
-    target = runner.reserve({"x": (3, 4)})
+    target = runner.reserve(runner.slot, {"x": (3, 4)})
     assert target is not None
     target["x"][:2] = rows(3)["x"][:2]
     target["x"][2:] = rows(3)["x"][2:]
@@ -140,7 +141,7 @@ def test_other_inputs_than_the_graph_requires_are_not_bound(
     runner: Runner, shapes: dict[str, tuple[int, ...]]
 ) -> None:
     runner.plain(rows(3))
-    assert runner.reserve(shapes) is None
+    assert runner.reserve(runner.slot, shapes) is None
     arrays: dict[str, Array] = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     assert runner.bound(arrays) is None
 
@@ -181,40 +182,9 @@ def test_the_least_recently_run_shapes_are_dropped(
     for count in (9, 1, 2, 3):
         runner.plain(rows(count))
         runner.bound(rows(count))
-    (slot,) = runner._slots
-    assert list(slot.bindings) == [((2, 4),), ((3, 4),)]
+    assert list(runner.slot.bindings) == [((2, 4),), ((3, 4),)]
     assert runner.bound(rows(9)) is None
     assert runner.bound(rows(1)) is not None
-
-
-def test_each_thread_has_buffers_which_go_with_it(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bindings, "MAX_SLOTS", 2)
-    runner.plain(rows(3))
-    bound: list[bool] = []
-    all_bound, release = threading.Barrier(4), threading.Event()
-
-    def serve() -> None:
-        bound.append(runner.bound(rows(3)) is not None)
-        all_bound.wait(10)
-        release.wait(10)
-
-    threads = [threading.Thread(target=serve) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    all_bound.wait(10)
-    assert sorted(bound) == [False, True, True]
-    release.set()
-    for thread in threads:
-        thread.join()
-    del threads, thread
-    gc.collect()
-    assert runner.slots == 0
-    runner.bound(rows(3))
-    assert runner.slots == 1
-    runner.release_slot()
-    assert runner.slots == 0
 
 
 def test_tensors_that_the_graph_has_on_the_host_are_not_copied_to_the_device(
@@ -287,7 +257,7 @@ def test_the_copies_of_one_batch_overlap_the_run_of_another(
     results: dict[str, Array] = {}
 
     def serve(name: str) -> None:
-        outputs = runner.run(inputs[name], onnxruntime.RunOptions())
+        outputs = runner.run(runner.new_slot(), inputs[name], onnxruntime.RunOptions())
         assert outputs is not None
         results[name] = outputs[0]
 
@@ -309,14 +279,15 @@ def test_cuda_memory(cuda_stub: CudaStub, monkeypatch: pytest.MonkeyPatch, tmp_p
     session = open_session(onnx_models.save_classifier(tmp_path / "model.onnx"))
     before = driver.memory_info(0)[0], cuda_stub.host_allocations()
     runner = BoundRunner(session, memory, *bindable(session))
+    slot = runner.new_slot()
     for count in (2, 7, 3):
         expected = session.run(None, rows(count))[0]
         runner.learn(rows(count), [expected])
-        outputs = runner.run(rows(count), onnxruntime.RunOptions())
+        outputs = runner.run(slot, rows(count), onnxruntime.RunOptions())
         assert outputs is not None
         np.testing.assert_array_equal(outputs[0], expected)
     assert driver.memory_info(0)[0] < before[0]
     assert cuda_stub.host_allocations() > before[1]
-    del runner, outputs
+    del runner, slot, outputs
     gc.collect()
     assert (driver.memory_info(0)[0], cuda_stub.host_allocations()) == before

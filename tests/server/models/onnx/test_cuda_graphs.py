@@ -27,7 +27,7 @@ class CapturingSession(onnxruntime.InferenceSession):
     def __init__(self, path: Path, hosted: dict[str, Array]) -> None:
         super().__init__(path, providers=["CPUExecutionProvider"])
         self.hosted = hosted
-        self.captured: dict[tuple[int, str], dict[str, Array]] = {}
+        self.captured: dict[tuple[threading.Thread, str], dict[str, Array]] = {}
         self.numbers: list[str] = []
         self.running = 0
         self.fail = False
@@ -46,7 +46,7 @@ class CapturingSession(onnxruntime.InferenceSession):
         if self.fail:
             raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
         values = {name: view.copy() for name, view in self.hosted.items()}
-        captured = self.captured.setdefault((threading.get_ident(), number), values)
+        captured = self.captured.setdefault((threading.current_thread(), number), values)
         for name, view in self.hosted.items():
             view[...] = captured[name]
         super().run_with_iobinding(iobinding, None)
@@ -73,6 +73,7 @@ class Model:
         self.runner = GraphRunner(
             self.session, HostMemory(), *bindable(self.session, host_names), host_values=["n"]
         )
+        self.slot = self.runner.new_slot()
 
     def learn(self, rows: int, add: int, value: float = 1.0) -> tuple[dict[str, Array], list[Any]]:
         """Run it in the ordinary way; return inputs and outputs."""
@@ -87,10 +88,12 @@ class Model:
     def run(self, rows: int, add: int, value: float = 1.0) -> Array | None:
         """Return y if it was run as a graph, and check it."""
         inputs, expected = self.learn(rows, add, value)
-        views = self.runner.reserve({name: array.shape for name, array in inputs.items()})
+        views = self.runner.reserve(
+            self.slot, {name: array.shape for name, array in inputs.items()}
+        )
         assert views is not None
         self.hosted["n"] = views["n"]
-        outputs = self.runner.run(inputs, onnxruntime.RunOptions())
+        outputs = self.runner.run(self.slot, inputs, onnxruntime.RunOptions())
         if outputs is None:
             return None
         np.testing.assert_array_equal(outputs[0], expected[0])
@@ -167,9 +170,8 @@ def test_counts_of_values_do_not_grow_without_limit(
     monkeypatch.setattr(cuda_graphs, "MAX_COUNTED_VALUES", 10)
     for add in range(100):
         assert model.run(1, add) is None
-    (slot,) = model.runner._slots
-    (binding,) = slot.bindings.values()
-    assert len(binding.value_counts) <= 10
+    (binding,) = model.slot.bindings.values()
+    assert len(binding.graph_counts) <= 10
 
 
 def test_a_capture_that_fails_leaves_no_graph(model: Model) -> None:
@@ -187,12 +189,12 @@ def test_a_capture_cannot_be_terminated(model: Model) -> None:
     inputs = {"x": np.ones((2, 2), np.float32), "n": np.ones((2, 1), np.int32)}
     model.runner.learn(inputs, model.plain.run(None, inputs))
     model.runner.eager = True
-    views = model.runner.reserve({name: array.shape for name, array in inputs.items()})
+    views = model.runner.reserve(model.slot, {name: array.shape for name, array in inputs.items()})
     assert views is not None
     model.hosted["n"] = views["n"]
     options = onnxruntime.RunOptions()
     options.terminate = True
-    outputs = model.runner.run(inputs, options)
+    outputs = model.runner.run(model.slot, inputs, options)
     assert outputs is not None
     np.testing.assert_array_equal(outputs[0], np.full((2, 2), 2, np.float32))
 
@@ -222,9 +224,10 @@ def test_concurrent_callers_wait_for_each_other(tmp_path: Path) -> None:
     errors: list[BaseException] = []
 
     def serve() -> None:
+        slot = model.runner.new_slot()
         try:
             for _ in range(100):
-                assert model.runner.run(inputs, onnxruntime.RunOptions()) is not None
+                assert model.runner.run(slot, inputs, onnxruntime.RunOptions()) is not None
         except BaseException as error:
             errors.append(error)
 
