@@ -15,6 +15,7 @@ import onnxruntime
 
 from neurona_server.errors import ConfigError
 from neurona_server.models.onnx import devices, gpu_installation
+from neurona_server.models.onnx.device_shares import DeviceShare
 from neurona_server.models.onnx.devices import CPU_DEVICE, FIRST, Device, choose_devices
 from neurona_server.models.onnx.gpu_facts import CUDA_PROVIDER, has_cuda_driver, runtime_packages
 from neurona_server.models.onnx.gpu_installation import explain_build
@@ -71,6 +72,9 @@ class RuntimeOptions:
 
     devices: str = FIRST
     """The CUDA devices that a model is loaded on: "all", or numbers or UUIDs, with commas."""
+
+    device_share: DeviceShare = field(default_factory=DeviceShare)
+    """Which of these devices this process uses."""
 
     gpu_memory_bytes: int = 0
     """Limit for each session on its GPU; 0: no limit."""
@@ -168,10 +172,12 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
     usable = devices.DEVICES.usable()
+    if not usable:
+        return (Device("cuda"),)
     if options.devices == devices.ALL:
         working = [one for one in usable if not _device_problem(options, one.number)]
         usable = tuple(working) or usable
-    return choose_devices(options.devices, usable) if usable else (Device("cuda"),)
+    return options.device_share.choose(choose_devices(options.devices, usable))
 
 
 def choose_providers(

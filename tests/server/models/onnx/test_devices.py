@@ -55,7 +55,7 @@ def test_devices_that_there_are_not_are_rejected(option, message):
 
 
 def test_labels():
-    assert [one.label for one in (CPU_DEVICE, FIRST, SLICE)] == ["cpu", "cuda:0", "cuda:2"]
+    assert [one.label for one in (CPU_DEVICE, FIRST, SLICE)] == ["cpu", "cuda:0", "cuda:MIG-77"]
 
 
 def test_the_driver_lists_the_devices(cuda_stub, monkeypatch):
