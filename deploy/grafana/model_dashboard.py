@@ -506,7 +506,7 @@ def _devices() -> Row:
             ),
             time_series(
                 "How batches run on a GPU",
-                "The methods that were the fastest when the version was loaded, of its batch sizes.",
+                "The fastest methods for its batch sizes when the version was loaded.",
                 query(
                     f"max by (version, device, method) (neurona_model_run_method{{{VERSION}}})",
                     "{{method}}, {{device}}, version {{version}}",
