@@ -230,7 +230,7 @@ class ModelSummary(_message.Message):
     def __init__(self, model: _Optional[str] = ..., task: _Optional[_Union[Task, str]] = ..., versions: _Optional[_Iterable[_Union[VersionState, _Mapping]]] = ...) -> None: ...
 
 class VersionState(_message.Message):
-    __slots__ = ("version", "state", "reason", "labels", "provider", "share", "shadow", "nodes", "degraded", "devices")
+    __slots__ = ("version", "state", "reason", "labels", "provider", "share", "shadow", "nodes", "degraded", "devices", "run_method")
     class NodesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +248,7 @@ class VersionState(_message.Message):
     NODES_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
+    RUN_METHOD_FIELD_NUMBER: _ClassVar[int]
     version: int
     state: State
     reason: str
@@ -258,7 +259,8 @@ class VersionState(_message.Message):
     nodes: _containers.ScalarMap[str, int]
     degraded: str
     devices: _containers.RepeatedCompositeFieldContainer[Device]
-    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., provider: _Optional[str] = ..., share: _Optional[float] = ..., shadow: bool = ..., nodes: _Optional[_Mapping[str, int]] = ..., degraded: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+    run_method: str
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., provider: _Optional[str] = ..., share: _Optional[float] = ..., shadow: bool = ..., nodes: _Optional[_Mapping[str, int]] = ..., degraded: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., run_method: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("label", "name", "uuid", "memory_bytes")

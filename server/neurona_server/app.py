@@ -1,4 +1,7 @@
-"""The composition root of neurona-serve, which makes, starts and stops its parts in order."""
+"""The composition root of neurona-serve, which makes, starts and stops its parts in order.
+
+It is one file since nothing else may know all of the parts.
+"""
 
 import gc
 import importlib.metadata
@@ -29,6 +32,7 @@ from neurona_server.models.load_check.checker import LoadChecker
 from neurona_server.models.load_check.load_marks import LoadMarks, withdraw_marks
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import INLINE_MODES, ModelOptions
+from neurona_server.models.onnx.device_shares import DeviceShare, claim_slice
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, FIRST
 from neurona_server.models.onnx.gpu_facts import runtime_packages
 from neurona_server.models.onnx.graph_cache import default_cache_folder, make_private_folder
@@ -296,7 +300,9 @@ class App:
 
     def _make_reconciler(self) -> Reconciler:
         config = self._config
-        options = _model_options(config, self._tracing)
+        process = (self._supervision and self._supervision.process) or 0
+        share = DeviceShare(process, config.processes) if config.split_devices else DeviceShare()
+        options = _model_options(config, self._tracing, share)
         # Two concurrent runs keep a device busy; on the CPU more if each takes only some of them.
         cpu_slots = max(2, _cpus_per_process(config) // options.runtime.threads)
         scheduler = DeviceScheduler(CUDA_SLOTS, {CPU_DEVICE.label: cpu_slots})
@@ -458,7 +464,7 @@ def _reconciler_options(config: Config) -> ReconcilerOptions:
     )
 
 
-def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
+def _model_options(config: Config, tracing: Tracing | None, share: DeviceShare) -> ModelOptions:
     policy = BatchPolicy(
         max_rows=config.max_batch_rows,
         max_queue_rows=config.max_queue_rows,
@@ -478,7 +484,8 @@ def _model_options(config: Config, tracing: Tracing | None) -> ModelOptions:
         gpu_expected=bool(config.providers) or config.devices != FIRST,
         provider_options=check_server_options(config.provider_options.by_provider()),
         require_gpu=config.require_gpu,
-        devices=config.devices,
+        devices=claim_slice(config.devices, share, os.environ),
+        device_share=share,
         gpu_memory_bytes=config.gpu_memory_bytes,
         cpu_memory_bytes=-(-config.cpu_memory_bytes // config.processes),
         arena=config.arena,

@@ -52,6 +52,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_protos.tensors import to_array, to_tensor
+from neurona_server.models.onnx import runtime
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -286,6 +287,7 @@ def serving(
             *("--max-message-bytes", str(128 << 20), "--max-queue-bytes", str(2 << 30)),
             *("--max-queue-rows", str(1 << 16)),
             *("--providers", "cuda,cpu" if device == "cuda" else "cpu"),
+            *("--require-gpu", "true" if device == "cuda" else "false", "--load-threads", "2"),
             *flags,
         ]
         with log.open("wb") as output:
@@ -327,6 +329,8 @@ class Benchmark:
     def __init__(self, arguments: argparse.Namespace, results: Results, budget: Budget) -> None:
         self.arguments = arguments
         self.device: str = arguments.device
+        self.logs: Path = arguments.logs or arguments.out / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
         self.rows: tuple[int, ...] = arguments.rows
         self.latency_rows = min(LATENCY_ROWS, max(self.rows))
         self.model_rows = sorted({*self.rows, self.latency_rows})
@@ -348,14 +352,18 @@ class Benchmark:
     def run(self, load: LoadProcesses) -> None:
         self.reference("onnxruntime", self.networks, 90.0)
         self.serve(load)
-        for name in self.arguments.variants:
-            self.serve_variant(load, name, VARIANTS[name])
-        if "torch" in self.arguments.parts:
-            self.reference("torch", self.networks, 60.0)
-        if "compile" in self.arguments.parts:
-            for network in self.networks:
-                if network.name in COMPILED or self.budget.left > 2 * COMPILE_SECONDS:
-                    self.reference("compile", [network], COMPILE_SECONDS)
+        parts, names = self.arguments.parts, [network.name for network in self.networks]
+        compiled = [one for one in COMPILED if one in names] if "compile" in parts else []
+        # In turn, so that of each kind the most important one is measured before time is over.
+        for position, name in enumerate(VARIANTS):
+            if name in self.arguments.variants:
+                with self.results.guard(f"without {name}"):
+                    self.serve_variant(load, name, VARIANTS[name])
+            if position == 0 and "torch" in parts:
+                self.reference("torch", self.networks, 60.0)
+            if position < len(compiled):
+                network = self.networks[names.index(compiled[position])]
+                self.reference("compile", [network], COMPILE_SECONDS)
 
     def reference(self, kind: str, networks: Sequence[Network], limit: float) -> None:
         """Runs gpu_reference.py for at most `limit` seconds, and adds what it prints."""
@@ -371,7 +379,7 @@ class Benchmark:
             "networks": {network.name: _for_reference(network) for network in networks},
         }
         command = [sys.executable, HERE / "gpu_reference.py", kind, json.dumps(options)]
-        log = self.results.folder / f"{kind}.log"
+        log = self.logs / f"{kind}.log"
         with log.open("ab") as errors:
             process = subprocess.Popen(
                 [str(word) for word in command], stdout=subprocess.PIPE, stderr=errors, text=True
@@ -392,7 +400,7 @@ class Benchmark:
         rows = self.model_rows
         if not self.budget.has(30.0, "the server"):
             return
-        log = self.results.folder / "server.log"
+        log = self.logs / "server.log"
         with serving(self.networks, rows, self.device, log) as server:
             served = self.wait(server, self.networks, rows)
             for network in served:
@@ -411,7 +419,7 @@ class Benchmark:
         if not networks or not self.budget.has(40.0, f"without {name}"):
             return
         rows = sorted({min(self.rows), max(self.rows)})
-        log = self.results.folder / f"server-without-{name.replace(' ', '-')}.log"
+        log = self.logs / f"server-without-{name.replace(' ', '-')}.log"
         with serving(
             networks, rows, self.device, log, *variant.flags, prelude=variant.prelude
         ) as server:
@@ -722,6 +730,8 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.device == "cuda" and (reason := runtime.missing_gpu_reason()):
+        sys.exit(f"no GPU can be used: {reason} (--device cpu rehearses the benchmark)")
     results = Results(arguments.out, describe_environment(arguments.device))
     results.save()
     budget = Budget(arguments.budget, results)
@@ -745,13 +755,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--models", type=Path, default=default / "models")
     parser.add_argument("--out", type=Path, default=default / "results")
+    parser.add_argument("--logs", type=Path, help="folder of logs (default: logs in --out)")
     parser.add_argument(
         "--networks",
         type=lambda text: text.split(","),
         default=["resnet50", "resnet50-float16", "lenet5", "lstm256", "resnet18"],
     )
     parser.add_argument("--rows", type=_numbers, default=ROWS, help="sizes of batches")
-    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of each measurement")
+    parser.add_argument("--seconds", type=float, default=1.2, help="seconds of each measurement")
     parser.add_argument(
         "--variants",
         type=lambda text: [name for name in text.split(",") if name],

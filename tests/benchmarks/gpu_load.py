@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +35,12 @@ from neurona_protos.tensors import to_tensor
 VARIETY = 4
 """Different requests that a process sends in turn, so that no cache holds them all."""
 
+MAX_SHARING = 4
+"""Processes with requests in shared memory, of which there may be little."""
+
 _START_DELAY = 0.5  # seconds until every process has its job and an open channel
 _LATE = 10.0  # seconds after the end for the last responses
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108  its own file system
 _SERVICE = "/inference.GRPCInferenceService/"
 _NO_LIMIT = [
     ("grpc.max_receive_message_length", -1),
@@ -136,6 +141,8 @@ class LoadProcesses:
         count = len(self._connections)
         if job.in_flight:
             count = min(count, job.in_flight)
+        if job.in_shared_memory:
+            count = min(count, MAX_SHARING)
         start = time.monotonic() + _START_DELAY + job.warm_up
         for number, connection in enumerate(self._connections[:count]):
             connection.send((job, start, number, count))
@@ -265,6 +272,9 @@ async def _prepare(
 def _shared_memory(arrays: Sequence[NDArray[np.float32]]) -> Iterator[SharedMemory]:
     """Yields memory with these arrays, one after the other, and deletes it."""
     size = sum(array.nbytes for array in arrays)
+    # The kernel promises more than there is, and ends the process that writes it.
+    if (free := shutil.disk_usage(_SHARED_MEMORY).free) < size:
+        raise OSError(f"{_SHARED_MEMORY} has {free >> 20} MiB (expected {size >> 20} or more)")
     memory = SharedMemory(create=True, size=size)
     try:
         at = 0

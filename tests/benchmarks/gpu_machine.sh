@@ -6,7 +6,7 @@
 # Run it in the root of a copy of the working tree that has bench/gpu, as `make bench-gpu-bundle`
 # writes it. It needs Python 3.12 with torch, onnx, pytest, and CUDA's libraries in the packages
 # nvidia-*. Everything it finds out is in OUT, which is of use also if it is stopped in between:
-# environment.txt, tests.log, results.json, results.md and the logs of the servers.
+# environment.txt, tests.log, bench.log, results.json, results.md and logs.tar.gz, of the servers.
 set -u
 out=${1:?usage: gpu_machine.sh OUT [SECONDS]}
 budget=${2:-570}
@@ -15,6 +15,7 @@ bundle=${BUNDLE:-bench/gpu}
 python=${PYTHON:-python3}
 environment=${ENVIRONMENT:-/tmp/neurona-gpu}
 device=${DEVICE:-cuda}
+logs=$(mktemp -d)
 mkdir -p "$out"
 left() { echo $((budget - (SECONDS - started))); }
 
@@ -74,10 +75,19 @@ env "${variables[@]}" timeout -s INT -k 20 $(($(left) * 2 / 5)) "$environment/bi
 echo "tests: status $? (124: stopped by the limit)"
 grep -E '^(FAILED|ERROR)|passed|failed' "$out/tests.log" | tail -n 40
 
+# Few files come back from such a machine, and only those that are there when time is over.
+pack_logs() {
+    tar -C "$logs" -czf "$logs.tar.gz" . && mv "$logs.tar.gz" "$out/logs.tar.gz"
+}
+(while sleep 20; do pack_logs; done) &
+packing=$!
+
 limit=$(($(left) - 15))
 timeout -s INT -k 10 $((limit + 5)) "$environment/bin/python" tests/benchmarks/gpu.py \
     --device "$device" --models "$bundle/models" \
-    --budget $((limit > 420 ? 420 : limit)) --out "$out" ${BENCH_FLAGS:-} >"$out/bench.log" 2>&1
+    --budget $((limit > 420 ? 420 : limit)) --out "$out" --logs "$logs" ${BENCH_FLAGS:-} >"$out/bench.log" 2>&1
 echo "benchmark: status $?"
+kill $packing
+pack_logs
 cat "$out/results.md"
 echo "$((SECONDS - started)) s"

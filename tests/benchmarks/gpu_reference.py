@@ -73,6 +73,8 @@ def onnxruntime_rates(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
             str(Path(network["folder"]) / MODEL), providers=runtime.usable_providers(chosen)
         )
         session.disable_fallback()
+        if device == "cuda" and session.get_providers()[0] != runtime.CUDA:
+            raise RuntimeError(f"ONNX Runtime runs on {session.get_providers()[0]}")
         output = session.get_outputs()[0].name
         for rows in options["rows"]:
             batch = make_rows(network["row"], rows)

@@ -21,6 +21,8 @@ import gpu_bundle  # noqa: E402
 import gpu_load  # noqa: E402
 import seeded_weights  # noqa: E402
 
+from neurona_server.models.onnx import runtime  # noqa: E402
+
 WIDTH = 128
 
 
@@ -149,7 +151,13 @@ def test_what_does_not_fit_into_the_budget_is_listed(tmp_path):
     environment = {"device": "the CPU", "line": "a machine"}
     results = gpu.Results(tmp_path, environment)
     arguments = argparse.Namespace(
-        device="cpu", rows=(1, 4), seconds=0.1, networks=["dense"], parts=["torch", "compile"]
+        device="cpu",
+        out=tmp_path,
+        logs=None,
+        rows=(1, 4),
+        seconds=0.1,
+        networks=["dense"],
+        parts=["torch", "compile"],
     )
     arguments.variants = ["graphs"]
     benchmark = gpu.Benchmark(arguments, results, gpu.Budget(0.0, results))
@@ -162,16 +170,34 @@ def test_what_does_not_fit_into_the_budget_is_listed(tmp_path):
     assert "Not measured: onnxruntime of dense; the server; torch" in gpu.document(results)
 
 
+def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path):
+    if not runtime.missing_gpu_reason():
+        pytest.skip("this machine has a GPU")
+    command = [sys.executable, HERE / "gpu.py", "--out", tmp_path / "out"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("no GPU can be used: ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_each_way_of_running_can_be_turned_off():
-    """What a prelude replaces can be imported, and the flags are options."""
+    """What a prelude replaces exists, and the flags are options."""
     checks = [
         f"{one.prelude}\nsources.load(['--repository', '.', *{one.flags}], {{}})"
         for one in gpu.VARIANTS.values()
     ]
-    code = "\n".join(["from neurona_server.config import sources", *checks])
+    code = "\n".join([REPLACED, *checks])
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+REPLACED = """
+from neurona_server.config import sources
+from neurona_server.models.onnx import devices, session
+assert devices.CUDA_SLOTS > 1
+assert session.Session.choose_methods
+"""
 
 
 def test_large_batches_are_put_together_from_several_requests(tmp_path):

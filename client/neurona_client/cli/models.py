@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _runs_on(version: ServedVersion) -> str:
-    """Return the provider and the numbers of its GPUs, as "CUDA 0,1"."""
+    """Return the provider and the GPUs, as "CUDA 0,1"."""
     numbers = [label.partition(":")[2] for label in version.devices]
     provider = version.provider.removesuffix("ExecutionProvider")
     return f"{provider} {','.join(filter(None, numbers))}".rstrip()

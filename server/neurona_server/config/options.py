@@ -261,6 +261,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "override it."
         ),
     ] = DeviceNames("0")
+    split_devices: Annotated[
+        bool,
+        Help(
+            "Divide the devices among the processes, so that a GPU has the models of one process "
+            "only. MIG slices need it, since CUDA gives a process only one."
+        ),
+    ] = False
     gpu_memory_bytes: Annotated[
         int,
         Meta(ge=0, le=MAX_BYTES),

@@ -215,7 +215,7 @@ class Model:
             return session
 
         try:
-            devices = find_devices(options.runtime)
+            devices = find_devices(options.runtime)[: options.max_devices]
         except ConfigError as error:
             raise LoadError(str(error)) from error
         for device in devices:
@@ -243,6 +243,19 @@ class Model:
         return self.signature.batched or self.settings.has_batch_axis
 
     @property
+    def run_methods(self) -> Mapping[str, str]:
+        """How batches run, by the label of the device: see `Session.run_method`."""
+        return {one.device.label: one.run_method for one in reversed(self.sessions)}
+
+    @property
+    def run_method(self) -> str:
+        """The same in one text; with the devices, if they differ."""
+        methods = self.run_methods
+        if len({*methods.values()}) == 1:
+            return next(iter(methods.values()))
+        return "; ".join(f"{device}: {method}" for device, method in sorted(methods.items()))
+
+    @property
     def log_fields(self) -> Mapping[str, str | int]:
         """The fields of log records about this version."""
         return {"model": self.name, "version": self.version}
@@ -259,6 +272,7 @@ class Model:
         self.metrics.set_model_info(
             Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider
         )
+        self.metrics.set_run_methods(self.run_methods)
 
     def drain(self, timeout: float) -> bool:
         """Accept no more requests and wait until all admitted ones are finished.

@@ -26,6 +26,8 @@ class ModelOptions:
     tracer: BatchTracerFactory | None = None
     instances_by_gpu: Mapping[int, int] = field(default_factory=dict)
     """Sessions on GPUs that have another number of them, by the number of the GPU."""
+    max_devices: int | None = None
+    """The number of its devices that a model is loaded on at most; None: all."""
 
 
 def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
@@ -67,4 +69,10 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         runtime = replace(runtime, max_rows=policy.max_rows)
     if settings.devices is not None:
         runtime = replace(runtime, devices=settings.devices, gpu_expected=True)
-    return ModelOptions(policy, runtime, instances, options.tracer, settings.instances_by_gpu)
+    return replace(
+        options,
+        policy=policy,
+        runtime=runtime,
+        instances=instances,
+        instances_by_gpu=settings.instances_by_gpu,
+    )

@@ -15,8 +15,8 @@ There is no series for the memory in ONNX Runtime's arenas: its Python API does 
 (checked from 1.23 to 1.31), and the C API, which does, needs a session that the Python API does
 not hand out. process_resident_memory_bytes and neurona_gpu_memory_used_bytes come closest.
 
-The file is long because it holds all series: a name, its help text and the code that updates it
-are found in one place.
+It is one file because it holds all series: a name, its help text and the code that updates it are
+found in one place.
 """
 
 import math
@@ -202,10 +202,18 @@ class Metrics:
             "1 for each ready model, with its task and the ONNX Runtime provider that runs it.",
             ("model", "version", "task", "provider"),
         )
-        self.nodes = gauge(
-            "model_nodes",
-            "Graph nodes of the model by the ONNX Runtime provider that runs them.",
-            ("model", "version", "provider"),
+        self.nodes, self.run_methods = (
+            gauge(
+                "model_nodes",
+                "Graph nodes of the model by the ONNX Runtime provider that runs them.",
+                ("model", "version", "provider"),
+            ),
+            gauge(
+                "model_run_method",
+                "1 for how the model's batches run on a device, by the number of rows: plain, "
+                "bound (memory that stays) or graph (CUDA graphs).",
+                ("model", "version", "device", "method"),
+            ),
         )
         self.degraded = gauge(
             "model_degraded", "1 if the model runs elsewhere than requested (CPU instead of GPU)."
@@ -247,7 +255,7 @@ class Metrics:
             *(self.run_ratio, self.predicted_seconds, self.batch_limit, self.inline),
             *(self.overdue_runs, *self.run_failures.version_series, *self.devices.version_series),
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
-            *(self.shadows, self.nodes, self.degraded, self.displaced_requests),
+            *(self.shadows, self.nodes, self.degraded, self.displaced_requests, self.run_methods),
         ]
 
     def for_version(self, name: str, version: int) -> "ModelMetrics":
@@ -478,6 +486,12 @@ class ModelMetrics:
         """Set the info series of a version that is ready."""
         self._remove_series(self._metrics.info)
         self._metrics.info.labels(*self._labels, task, provider).set(1)
+
+    def set_run_methods(self, methods: Mapping[str, str]) -> None:
+        """Set how batches run, by device."""
+        self._remove_series(self._metrics.run_methods)
+        for device, method in methods.items():
+            self._metrics.run_methods.labels(*self._labels, device, method).set(1)
 
     def watch_batching(self, queue: ObservedQueue, cost_model: ObservedCostModel) -> None:
         """Make the gauges of queue and predictions read at each scrape."""

@@ -4,12 +4,13 @@ import time
 
 import numpy as np
 import pytest
-from support.fakes import FakeRequest, Puppet, PuppetBatcher, SubmittedRequest
+from support.fakes import FakeRequest, Puppet, PuppetBatcher, PuppetRun, SubmittedRequest
 
 from neurona_server.batching.batch import join_inputs
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.inline import MAX_INLINE_SECONDS
 from neurona_server.batching.policy import BatchPolicy, Priority
+from neurona_server.batching.request import ExclusiveGroup
 from neurona_server.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -609,3 +610,54 @@ def test_a_request_that_runs_alone_lies_in_memory_as_its_dtype_wants():
     (array,) = join_inputs([FakeRequest({"x": view}, 4, ())]).values()
     assert array.flags.aligned
     assert array.tolist() == [0, 1, 2, 3]
+
+
+class RunWithMemory:
+    """A run with memory of its own for inputs, of which it is asked for some shapes."""
+
+    def __init__(self, *, has_memory=True):
+        self.has_memory = has_memory
+        self.shapes = None
+
+    def reserve_inputs(self, shapes):
+        self.shapes = shapes
+        if not self.has_memory:
+            return None
+        dtypes = {"x": np.float32, "n": np.int64}
+        return {name: np.full(shape, 99, dtypes[name]) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("padded", [0, 3, 5])
+@pytest.mark.parametrize("counts", [[3], [1, 2], [2, 0, 1]])
+def test_inputs_are_joined_in_the_memory_of_the_run(counts, padded):
+    values = iter(range(100))
+    requests = [
+        FakeRequest(
+            {"x": np.array([[next(values)] for _ in range(n)], np.float32).reshape(n, 1)}, n, ()
+        )
+        for n in counts
+    ]
+    run = RunWithMemory()
+    expected = join_inputs(requests, padded)["x"]
+    joined = join_inputs(requests, padded, run)["x"]
+    assert run.shapes == {"x": expected.shape}
+    assert joined.tolist() == expected.tolist()
+    assert join_inputs(requests, padded, RunWithMemory(has_memory=False))["x"].tolist() == (
+        expected.tolist()
+    )
+    assert join_inputs(requests, padded, PuppetRun(Puppet()))["x"].tolist() == expected.tolist()
+
+
+def test_inputs_without_rows_are_written_as_they_are():
+    group = ExclusiveGroup({"n"})
+    inputs = {"x": np.ones((2, 1), np.float32), "n": np.array([7])}
+    run = RunWithMemory()
+    joined = join_inputs([FakeRequest(inputs, 2, group)], 4, run)
+    assert run.shapes == {"x": (4, 1), "n": (1,)}
+    assert (joined["x"].tolist(), joined["n"].tolist()) == ([[1]] * 4, [7])
+
+
+def test_inputs_of_another_type_than_the_runs_memory_are_not_converted():
+    request = FakeRequest({"x": np.ones((2, 1), np.float64)}, 2, ())
+    with pytest.raises(TypeError):
+        join_inputs([request], 2, RunWithMemory())

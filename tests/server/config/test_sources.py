@@ -73,6 +73,7 @@ def test_every_option_can_be_set_in_every_source():
         "devices": "0, GPU-1",
         "provider_options": "cuda.use_tf32=0",
         "require_gpu": "true",
+        "split_devices": "true",
         "arena": "false",
         "spinning": "true",
         "shared_memory": "true",

@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from support import onnx_models
+from support import cuda_stand_ins, onnx_models
 from support.in_process_server import InProcessServer
 from support.triton_requests import request
 
@@ -249,6 +249,29 @@ def test_a_ranking_that_fails_is_given_up(root, monkeypatch, caplog):
                 assert best == values.argmax(axis=1).tolist()
         assert len(tries) == 1
         assert "classes are ranked on the host from now on: out of memory" in caplog.text
+    finally:
+        server.stop()
+
+
+def test_the_runs_of_several_devices_are_ranked(tmp_path, monkeypatch, cuda_stub, ranked_counts):
+    cuda_stand_ins.install(monkeypatch, cuda_stub, devices=2)
+    monkeypatch.setattr(device_ranking, "DEVICE_KINDS", ("cuda",))
+    monkeypatch.setattr(device_ranking, "MIN_VALUES", CLASSES)
+    monkeypatch.setattr(device_ranking, "MIN_GAIN", -1e9)
+    save_model(tmp_path / "plain" / "1" / "model.onnx")
+    (tmp_path / "plain" / "model.toml").write_text('devices = "all"\n')
+    server = InProcessServer(tmp_path, BatchPolicy(max_rows=8))
+    try:
+        model = server.registry.resolve("plain")
+        assert [session.device.label for session in model.sessions] == ["cuda:0", "cuda:1"]
+        ranked_counts.clear()
+        values = values_of("different")
+        message = predict("plain", values, top_k=3)
+        calls = [server.prediction.Predict.future(message, timeout=30) for _ in range(20)]
+        for call in calls:
+            for row, classified in enumerate(call.result().classification.rows):
+                assert [*classified.indices] == np.argsort(-values[row])[:3].tolist()
+        assert set(ranked_counts) == {(3, True)}
     finally:
         server.stop()
 

@@ -323,6 +323,12 @@ export interface VersionState {
    * loaded.
    */
   devices: Device[];
+  /**
+   * How batches run on GPUs, as it was measured before serving: "graph up to 8 rows, bound". plain is
+   * the ordinary way, bound has memory that stays, graph is a CUDA graph. "plain" on the CPU; empty
+   * if it is not loaded.
+   */
+  runMethod: string;
 }
 
 export interface VersionState_NodesEntry {
@@ -1951,6 +1957,7 @@ function createBaseVersionState(): VersionState {
     nodes: {},
     degraded: "",
     devices: [],
+    runMethod: "",
   };
 }
 
@@ -1985,6 +1992,9 @@ export const VersionState: MessageFns<VersionState> = {
     }
     for (const v of message.devices) {
       Device.encode(v!, writer.uint32(82).fork()).join();
+    }
+    if (message.runMethod !== "") {
+      writer.uint32(90).string(message.runMethod);
     }
     return writer;
   },
@@ -2085,6 +2095,14 @@ export const VersionState: MessageFns<VersionState> = {
             message.devices.push(Device.decode(reader, reader.uint32()));
             continue;
           }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.runMethod = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2120,6 +2138,7 @@ export const VersionState: MessageFns<VersionState> = {
     );
     message.degraded = object.degraded ?? "";
     message.devices = object.devices?.map((e) => Device.fromPartial(e)) || [];
+    message.runMethod = object.runMethod ?? "";
     return message;
   },
 };

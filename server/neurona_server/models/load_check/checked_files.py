@@ -13,6 +13,7 @@ from pathlib import Path
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions
+from neurona_server.models.onnx.device_shares import DeviceShare
 from neurona_server.models.onnx.external_data import find_external
 from neurona_server.models.onnx.graph_cache import cache_key
 from neurona_server.models.onnx.model_file import read_outline
@@ -77,7 +78,8 @@ def make_key(source: ModelSource, options: ModelOptions, cancellation: LoadCance
         *[one.file for one in inputs if one.file is not None],
     ]
     contents = b"".join([_hash_file(file, cancellation) for file in files])
-    runtime = replace(options.runtime, cache=None)  # wherever it is
+    # Wherever the cache is, and whichever of equal devices the process has.
+    runtime = replace(options.runtime, cache=None, device_share=DeviceShare())
     options = replace(options, runtime=runtime, tracer=None)
     return cache_key(contents, *describe_runtime(), repr(source.settings), repr(options))
 

@@ -139,7 +139,9 @@ class LoadChecker:
             key = make_key(source, options, cancellation)
             if self._checked_files.has(key):
                 return
-        self._check_in_child(CheckJob(source, options, self._timeout), cancellation)
+        # One device is enough for that.
+        job = CheckJob(source, replace(options, max_devices=1), self._timeout)
+        self._check_in_child(job, cancellation)
         if has_changed(source):
             raise LoadError("its files were changed while they were checked")
         if self._checked_files is not None:

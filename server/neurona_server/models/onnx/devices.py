@@ -41,8 +41,13 @@ class Device:
 
     @property
     def label(self) -> str:
-        """Return "cpu", or "cuda:" and the number."""
-        return "cpu" if self.kind == "cpu" else f"cuda:{self.number}"
+        """Return "cpu", or "cuda:" and the number.
+
+        A MIG slice has its UUID in place of the number, which is 0 in each process.
+        """
+        if self.kind == "cpu":
+            return "cpu"
+        return f"cuda:{self.uuid if self.uuid.startswith('MIG-') else self.number}"
 
 
 CPU_DEVICE = Device("cpu")

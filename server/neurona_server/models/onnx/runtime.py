@@ -15,6 +15,7 @@ import onnxruntime
 
 from neurona_server.errors import ConfigError
 from neurona_server.models.onnx import devices, gpu_installation
+from neurona_server.models.onnx.device_shares import DeviceShare
 from neurona_server.models.onnx.devices import CPU_DEVICE, FIRST, Device, choose_devices
 from neurona_server.models.onnx.gpu_facts import CUDA_PROVIDER, has_cuda_driver, runtime_packages
 from neurona_server.models.onnx.gpu_installation import explain_build
@@ -71,6 +72,9 @@ class RuntimeOptions:
 
     devices: str = FIRST
     """The CUDA devices that a model is loaded on: "all", or numbers or UUIDs, with commas."""
+
+    device_share: DeviceShare = field(default_factory=DeviceShare)
+    """Which of these devices this process uses."""
 
     gpu_memory_bytes: int = 0
     """Limit for each session on its GPU; 0: no limit."""
@@ -158,6 +162,8 @@ def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]
 def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     """Return the devices to load a model on: CUDA devices if a provider uses them, else the CPU.
 
+    Of "all", those are left out that ONNX Runtime cannot run on, unless that is true of all.
+
     Raises:
         ConfigError: The options name a device that there is not.
     """
@@ -166,7 +172,12 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
     usable = devices.DEVICES.usable()
-    return choose_devices(options.devices, usable) if usable else (Device("cuda"),)
+    if not usable:
+        return (Device("cuda"),)
+    if options.devices == devices.ALL:
+        working = [one for one in usable if not _device_problem(options, one.number)]
+        usable = tuple(working) or usable
+    return options.device_share.choose(choose_devices(options.devices, usable))
 
 
 def choose_providers(
@@ -197,14 +208,12 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
         ConfigError: The options name a device that there is not.
     """
     options = options or RuntimeOptions()
-    available = onnxruntime.get_available_providers()
-    names = [short_name(provider) for provider in available]
-    if not needs_gpu([name for name in options.providers if name in names]) and (
-        reason := explain_build(available, runtime_packages())
+    installed = [short_name(provider) for provider in _installed_providers()]
+    if not needs_gpu([name for name in options.providers if name in installed]) and (
+        reason := explain_build(onnxruntime.get_available_providers(), runtime_packages())
     ):
         return reason
-    needs_cudnn = _needs_cudnn(options)
-    if reason := gpu_installation.CHECK.problem(needs_cudnn=needs_cudnn):
+    if reason := _device_problem(options, None):
         return reason
     if device is None:
         numbers = [one.number for one in find_devices(options) if one.kind == "cuda"]
@@ -212,7 +221,7 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
         numbers = [device]
     reasons = []
     for number in numbers:
-        if not (reason := gpu_installation.CHECK.problem(number, needs_cudnn=needs_cudnn)):
+        if not (reason := _device_problem(options, number)):
             return ""
         reasons.append(reason)
     return reasons[0] if reasons else ""
@@ -225,12 +234,21 @@ def report_gpu(options: RuntimeOptions) -> None:
     reason = missing_gpu_reason(options)
     if not reason:
         log.info("%s", gpu_installation.describe_gpus())
+        _warn_of_devices(options)
     elif options.gpu_expected or options.require_gpu or has_cuda_driver():
         log.warning("no GPU can be used: %s", reason)
     else:
         facts = gpu_installation.CHECK.facts()
         present = facts.hardware or facts.kernel_module
         log.log(logging.INFO if present else logging.DEBUG, "no GPU is used: %s", reason)
+
+
+def _warn_of_devices(options: RuntimeOptions) -> None:
+    """Log which of the devices that the options name cannot be used, if others can."""
+    usable = devices.DEVICES.usable()
+    for device in choose_devices(options.devices, usable) if usable else ():
+        if reason := _device_problem(options, device.number):
+            log.warning("%s is not used: %s", device.label, reason)
 
 
 def needs_gpu(names: Sequence[str]) -> bool:
@@ -355,13 +373,12 @@ def limit_cpu_memory(size: int) -> None:
 
 
 def _can_use_gpu(options: RuntimeOptions, device: int | None = None) -> bool:
-    if not needs_gpu(options.providers):
-        return False
-    return not gpu_installation.CHECK.problem(device, needs_cudnn=_needs_cudnn(options))
+    return needs_gpu(options.providers) and not _device_problem(options, device)
 
 
-def _needs_cudnn(options: RuntimeOptions) -> bool:
-    return options.provider_options.get("cuda", {}).get("enable_cudnn", "1") != "0"
+def _device_problem(options: RuntimeOptions, device: int | None) -> str:
+    needs_cudnn = options.provider_options.get("cuda", {}).get("enable_cudnn", "1") != "0"
+    return gpu_installation.CHECK.problem(device, needs_cudnn=needs_cudnn)
 
 
 def _installed_providers() -> list[str]:

@@ -279,8 +279,13 @@ class Session:
         if self._prepare_thread is not None:
             self._prepare_thread()
         methods = self._methods
-        ranked = ranked_count and self._ranker is not None  # where its outputs are
-        if methods is None or ranked or self._session is None or self._lost_error is not None:
+        ranker = self._ranker if ranked_count else None  # of outputs that ONNX Runtime allocates
+        if (
+            methods is None
+            or (ranker is not None and not ranker.failed)
+            or self._session is None
+            or self._lost_error is not None
+        ):
             return self.run_with_options(inputs, options, ranked_count)
         if self._recurrent:
             _check_not_empty(inputs)
@@ -300,14 +305,13 @@ class Session:
             LoadError: The device does not.
             Exception: What ONNX Runtime raises.
         """
-        number, spec = self.device.number, self.outputs[index]
-        provider: runtime.Provider = CPU
-        if self.device.kind != "cpu":
-            options = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
-            provider = (runtime.CUDA, options)
-        self._ranker = ClassRanker(
-            index, spec.dtype, provider, self.device.kind, number, logits=logits
-        )
+        dtype, number = self.outputs[index].dtype, self.device.number
+        if self.provider == CPU:
+            self._ranker = ClassRanker(index, dtype, CPU, "cpu", 0, logits=logits)
+            return
+        options = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
+        provider = (runtime.CUDA, options)  # whichever of CUDA's providers runs the model
+        self._ranker = ClassRanker(index, dtype, provider, "cuda", number, logits=logits)
 
     def close_ranker(self) -> None:
         """Undo what `open_ranker` did."""

@@ -144,6 +144,7 @@ def _version_state(entry: ModelEntry, number: int) -> VersionState:
         share=version.share,
         shadow=version.shadow,
         devices=[_device(one) for one in version.model.devices] if version.model else [],
+        run_method=version.model.run_method if version.model else "",
     )
 
 

@@ -4,9 +4,18 @@ import pytest
 from support import cuda_stand_ins
 
 from neurona_server.errors import ConfigError
-from neurona_server.models.onnx import devices
+from neurona_server.models.onnx import devices, gpu_installation
+from neurona_server.models.onnx.cuda_driver import CudaDevice
 from neurona_server.models.onnx.devices import CPU_DEVICE, Device, DeviceTable, choose_devices
-from neurona_server.models.onnx.runtime import RuntimeOptions, check_options, find_devices
+from neurona_server.models.onnx.gpu_facts import InstallationFacts
+from neurona_server.models.onnx.gpu_installation import InstallationCheck
+from neurona_server.models.onnx.runtime import (
+    RuntimeOptions,
+    check_options,
+    find_devices,
+    missing_gpu_reason,
+    report_gpu,
+)
 
 FIRST = Device("cuda", 0, "NVIDIA H200", "GPU-5a1b0000", 1 << 37)
 SECOND = Device("cuda", 1, "NVIDIA H200", "GPU-5A2c0000", 1 << 37)
@@ -46,7 +55,7 @@ def test_devices_that_there_are_not_are_rejected(option, message):
 
 
 def test_labels():
-    assert [one.label for one in (CPU_DEVICE, FIRST, SLICE)] == ["cpu", "cuda:0", "cuda:2"]
+    assert [one.label for one in (CPU_DEVICE, FIRST, SLICE)] == ["cpu", "cuda:0", "cuda:MIG-77"]
 
 
 def test_the_driver_lists_the_devices(cuda_stub, monkeypatch):
@@ -86,6 +95,44 @@ def test_devices_of_a_model(cuda_stub, monkeypatch):
     assert [one.number for one in find_devices(RuntimeOptions(devices="2,0"))] == [2, 0]
     with pytest.raises(ConfigError, match="option devices has '3', which no device has"):
         check_options(RuntimeOptions(devices="3"))
+
+
+def test_all_devices_are_those_that_onnxruntime_can_run_on(cuda_stub, monkeypatch, caplog):
+    cuda_stand_ins.install(monkeypatch, cuda_stub, devices=3)
+    reports = [
+        CudaDevice(0, "TITAN V", "GPU-0", 1, (7, 0)),
+        *(CudaDevice(number, "NVIDIA H200", f"GPU-{number}", 1, (9, 0)) for number in (1, 2)),
+    ]
+    facts = InstallationFacts(None, (13, 0), tuple(reports), (13, 0))
+    monkeypatch.setattr(gpu_installation, "CHECK", InstallationCheck(lambda: facts))
+    tried = []
+    monkeypatch.setattr(
+        gpu_installation, "probe_device", lambda number, _: tried.append(number) or ""
+    )
+    options = RuntimeOptions(devices="all")
+    assert [one.number for one in find_devices(options)] == [1, 2]
+    with caplog.at_level(logging.INFO):
+        report_gpu(options)
+    assert "cuda:0 is not used: TITAN V is too old: it has compute capability 7.0" in caplog.text
+    assert "1: NVIDIA H200 (compute capability 9.0" in caplog.text
+    assert missing_gpu_reason(options) == ""
+    assert missing_gpu_reason(RuntimeOptions(devices="0")).startswith("TITAN V is too old")
+    assert sorted(tried) == [1, 2]  # once each
+
+
+def test_a_device_that_is_not_in_the_options_is_not_tried(cuda_stub, monkeypatch):
+    """Its memory is for others: a try alone takes some hundred MB of it."""
+    cuda_stand_ins.install(monkeypatch, cuda_stub, devices=2)
+    reports = [CudaDevice(number, "NVIDIA H200", "GPU", 1, (9, 0)) for number in (0, 1)]
+    facts = InstallationFacts(None, (13, 0), tuple(reports), (13, 0))
+    monkeypatch.setattr(gpu_installation, "CHECK", InstallationCheck(lambda: facts))
+    tried = []
+    monkeypatch.setattr(
+        gpu_installation, "probe_device", lambda number, _: tried.append(number) or ""
+    )
+    check_options(RuntimeOptions(devices="1", require_gpu=True))
+    report_gpu(RuntimeOptions(devices="1"))
+    assert tried == [1]
 
 
 def test_without_a_list_of_devices_the_first_is_tried(cuda_stub, monkeypatch):
