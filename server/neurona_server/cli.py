@@ -18,10 +18,12 @@ try:
     from neurona_server.resources import bound_heap_fragments
     from neurona_server.rpc.security.tokens import hash_token
     from neurona_server.telemetry import logs
-except ModuleNotFoundError as error:  # installed without extras, as a client
+except ImportError as error:
     if (error.name or "neurona").startswith("neurona"):
         raise
-    sys.exit(
+    if not isinstance(error, ModuleNotFoundError):
+        sys.exit(f"neurona-serve: package cannot be imported: {error.name}: {error}")
+    sys.exit(  # installed without extras, as a client
         f"neurona-serve: package not installed: {error.name} (expected the packages of "
         "'neurona[server]', or of 'neurona[serving]' and an ONNX Runtime)"
     )

@@ -100,13 +100,15 @@ def register(server: InProcessServer, name: str, handle: bytes, byte_size: int =
     server.triton.CudaSharedMemoryRegister(message, timeout=60)
 
 
-def infer(server: InProcessServer, region: str, source: int, target: int) -> None:
+def infer(
+    server: InProcessServer, region: str, source: int, target: int, shape: tuple[int, int] = (2, 8)
+) -> None:
     message = pb.ModelInferRequest(model_name="twice")
-    tensor = message.inputs.add(name="x", datatype="FP32", shape=ROWS.shape)
+    tensor = message.inputs.add(name="x", datatype="FP32", shape=shape)
     for one, offset in ((tensor, source), (message.outputs.add(name="y"), target)):
         one.parameters["shared_memory_region"].string_param = region
         one.parameters["shared_memory_offset"].int64_param = offset
-        one.parameters["shared_memory_byte_size"].int64_param = ROWS.nbytes
+        one.parameters["shared_memory_byte_size"].int64_param = 4 * shape[0] * shape[1]
     server.triton.ModelInfer(message, timeout=60)
 
 
@@ -128,6 +130,16 @@ def test_inputs_and_outputs_are_in_the_memory_of_another_process(
         pb.CudaSharedMemoryStatusRequest(), timeout=10
     ).regions.values()
     assert (status.name, status.device_id, status.byte_size) == ("region", 0, 1 << 20)
+
+
+def test_large_inputs_and_outputs(server: InProcessServer, owner: Owner) -> None:
+    """They are copied through page-locked memory."""
+    register(server, "region", owner.handle)
+    rows = np.random.default_rng(1).random((64, 1024), dtype=np.float32)
+    owner.write(0, rows.tobytes())
+    for _ in range(5):
+        infer(server, "region", 0, 512 << 10, rows.shape)
+    assert owner.read(512 << 10, rows.nbytes) == (2 * rows).tobytes()
 
 
 def test_an_allocation_is_opened_twice_and_closed_twice(

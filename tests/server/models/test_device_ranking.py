@@ -21,7 +21,7 @@ from neurona_protos.prediction_pb2 import (
 from neurona_protos.tensors import to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models import device_ranking
-from neurona_server.models.onnx.class_ranker import ClassRanker
+from neurona_server.models.onnx.class_ranker import MAX_VAIN_RUNS, ClassRanker
 
 CLASSES = 2000
 LABELS = [f"class {number}" for number in range(CLASSES)]
@@ -249,6 +249,24 @@ def test_a_ranking_that_fails_is_given_up(root, monkeypatch, caplog):
                 assert best == values.argmax(axis=1).tolist()
         assert len(tries) == 1
         assert "classes are ranked on the host from now on: out of memory" in caplog.text
+    finally:
+        server.stop()
+
+
+def test_values_that_are_never_ranked_are_given_up(root, monkeypatch, ranked_counts):
+    monkeypatch.setattr(device_ranking, "DEVICE_KINDS", ("cpu",))
+    monkeypatch.setattr(device_ranking, "MIN_VALUES", CLASSES)
+    monkeypatch.setattr(device_ranking, "MIN_GAIN", -1e9)
+    server = InProcessServer(root, BatchPolicy(max_rows=8, inline=False))
+    try:
+        ranked_counts.clear()
+        kinds = ["equal"] * 15 + ["different"] + ["equal"] * 20
+        for kind in kinds:
+            values = values_of(kind)
+            response = server.prediction.Predict(predict("plain", values), timeout=10)
+            best = [row.indices[0] for row in response.classification.rows]
+            assert best == values.argmax(axis=1).tolist()
+        assert len(ranked_counts) == 15 + 1 + MAX_VAIN_RUNS
     finally:
         server.stop()
 

@@ -33,6 +33,10 @@ from neurona_server.models.onnx.runtime import CPU, Provider
 
 log = logging.getLogger(__name__)
 
+MAX_VAIN_RUNS = 16
+"""Runs in a row whose values have to be copied all the same, because some are not finite or equal,
+after which the copy without the ranking takes less time."""
+
 _ELEMENT_TYPES = {DataType.DATA_TYPE_FLOAT: FLOAT, DataType.DATA_TYPE_FLOAT16: FLOAT16}
 """ONNX's numbers of the dtypes that can be ranked."""
 
@@ -45,7 +49,8 @@ class ClassRanker:
     """Runs a model so that one of its outputs is ranked on the device.
 
     Attributes:
-        failed: Whether ranking has failed once: it is not tried again.
+        failed: Whether ranking has failed once, or was in vain for MAX_VAIN_RUNS in a row: it is
+            not tried again.
     """
 
     def __init__(
@@ -90,6 +95,8 @@ class ClassRanker:
         self._device_type = device_type
         self._number = number
         self.failed = False
+        self._vain_runs = 0
+        self._names: list[str] = []
 
     def run(
         self,
@@ -113,11 +120,13 @@ class ClassRanker:
         io = session.io_binding()
         for name, array in inputs.items():
             io.bind_cpu_input(name, np.ascontiguousarray(array))
-        for index, node in enumerate(session.get_outputs()):
+        if not self._names:
+            self._names = [node.name for node in session.get_outputs()]
+        for index, name in enumerate(self._names):
             if index == self._index:
-                io.bind_output(node.name, self._device_type, self._number)
+                io.bind_output(name, self._device_type, self._number)
             else:
-                io.bind_output(node.name, "cpu")
+                io.bind_output(name, "cpu")
         session.run_with_iobinding(io, options)
         values = io.get_outputs()
         outputs: list[Any] = [
@@ -128,8 +137,16 @@ class ClassRanker:
         except Exception as error:  # ONNX Runtime raises a class of its own for each status
             self.failed = True
             log.warning("classes are ranked on the host from now on: %s", error)
-        if outputs[self._index] is None:
-            outputs[self._index] = values[self._index].numpy()
+        if outputs[self._index] is not None:
+            self._vain_runs = 0
+            return outputs
+        outputs[self._index] = values[self._index].numpy()
+        self._vain_runs += 1
+        if self._vain_runs == MAX_VAIN_RUNS and not self.failed:
+            self.failed = True
+            log.info(
+                "classes are ranked on the host from now on: their values are equal, or not finite"
+            )
         return outputs
 
     def rank(self, output: onnxruntime.OrtValue, count: int) -> RankedRows | None:

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from neurona_protos import open_inference_pb2 as pb
+from neurona_server.batching.request import Array
 from neurona_server.errors import (
     InvalidArgumentError,
     NeuronaError,
@@ -22,6 +23,7 @@ from neurona_server.errors import (
     UnsupportedError,
     quoted,
 )
+from neurona_server.models.onnx.bindings import CudaMemory, OutputPool
 from neurona_server.models.onnx.cuda_driver import (
     IPC_HANDLE_BYTES,
     LIBRARY_MISSING,
@@ -43,6 +45,10 @@ from neurona_server.rpc.worker_pool import WorkerPool
 
 log = logging.getLogger(__name__)
 
+MIN_PINNED_BYTES = 64 << 10
+"""Bytes from which on a tensor is read into page-locked memory, which the device copies to itself:
+the driver copies less through a buffer of its own."""
+
 _INVALID_VALUE = 1  # CUDA_ERROR_INVALID_VALUE: also of a copy whose memory is no longer there
 _INVALID_HANDLE = 400  # CUDA_ERROR_INVALID_HANDLE
 
@@ -52,10 +58,12 @@ class CudaRegion(Region):
 
     kind = RegionKind.CUDA
 
-    def __init__(self, name: str, byte_size: int, memory: DeviceMemory) -> None:
+    def __init__(self, name: str, byte_size: int, memory: DeviceMemory, pool: OutputPool) -> None:
+        """Make a region of `memory`, which is copied to host memory of the `pool`."""
         # The driver maps an allocation to one address, however often it is opened.
         super().__init__(name, byte_size, (memory.number, memory.address))
         self._memory = memory
+        self._pool = pool
         self.device_id = memory.number
 
     @property
@@ -76,7 +84,7 @@ class CudaRegion(Region):
             InvalidArgumentError: The caller has freed the memory.
             UnavailableError: The device fails.
         """
-        content = np.empty(size, np.uint8)
+        content = self._allocate(size)
         try:
             self._memory.read(offset, content)
         except CudaDriverError as error:
@@ -95,6 +103,14 @@ class CudaRegion(Region):
         except CudaDriverError as error:
             raise self._explain("written", error) from error
 
+    def _allocate(self, size: int) -> Array:
+        if size >= MIN_PINNED_BYTES:
+            try:
+                return self._pool.take((size,), np.dtype(np.uint8))
+            except CudaDriverError as error:
+                log.debug("no page-locked memory: %s", error)
+        return np.empty(size, np.uint8)
+
     def _explain(self, done: str, error: CudaDriverError) -> NeuronaError:
         text = f"shared memory region {quoted(self.name)} cannot be {done}: {error.name}"
         if error.code in (_INVALID_VALUE, _INVALID_HANDLE):
@@ -111,6 +127,7 @@ class CudaSharedMemory:
         self._driver: CudaDriver | None = None
         self._device_count = 0
         self._missing = ""
+        self._pools: dict[int, OutputPool] = {}  # by device
         self.workers: WorkerPool | None = None
         """Threads for the calls of the driver, and for requests that make some, if there is one.
 
@@ -180,7 +197,7 @@ class CudaSharedMemory:
         """Open and register a region, in a worker's thread."""
         try:
             self._regions.register(
-                call.grant.name, message.name, lambda: _open_region(driver, message)
+                call.grant.name, message.name, lambda: self._open_region(driver, message)
             )
         except NeuronaError as error:
             call.fail(error)
@@ -203,6 +220,28 @@ class CudaSharedMemory:
         else:
             call.reply(pb.CudaSharedMemoryUnregisterResponse().SerializeToString())
 
+    def _open_region(
+        self, driver: CudaDriver, message: pb.CudaSharedMemoryRegisterRequest
+    ) -> CudaRegion:
+        failure = f"failed to register shared memory region {quoted(message.name)}: invalid args"
+        try:
+            memory = driver.ipc_open(message.device_id, message.raw_handle)
+        except CudaDriverError as error:
+            log.info("%s: %s", failure, error)
+            raise InvalidArgumentError(
+                f"{failure}: its raw_handle cannot be opened: {error.name} (expected one that "
+                f"cudaIpcGetMemHandle returned in another process, for memory of device "
+                f"{message.device_id})"
+            ) from error
+        if message.byte_size > memory.nbytes:
+            raise InvalidArgumentError(
+                f"{failure}: it has {message.byte_size} bytes (expected at most {memory.nbytes}, "
+                "the size of the allocation)"
+            )
+        number = memory.number
+        pool = self._pools.setdefault(number, OutputPool(CudaMemory(driver, number)))
+        return CudaRegion(message.name, message.byte_size, memory, pool)
+
     def _check_message(self, message: pb.CudaSharedMemoryRegisterRequest) -> None:
         name = quoted(message.name)
         if not message.byte_size:
@@ -219,25 +258,6 @@ class CudaSharedMemory:
                 f"{message.device_id} (expected 0 to {self._device_count - 1}, as the server "
                 "counts its devices)"
             )
-
-
-def _open_region(driver: CudaDriver, message: pb.CudaSharedMemoryRegisterRequest) -> CudaRegion:
-    failure = f"failed to register shared memory region {quoted(message.name)}: invalid args"
-    try:
-        memory = driver.ipc_open(message.device_id, message.raw_handle)
-    except CudaDriverError as error:
-        log.info("%s: %s", failure, error)
-        raise InvalidArgumentError(
-            f"{failure}: its raw_handle cannot be opened: {error.name} (expected one that "
-            f"cudaIpcGetMemHandle returned in another process, for memory of device "
-            f"{message.device_id})"
-        ) from error
-    if message.byte_size > memory.nbytes:
-        raise InvalidArgumentError(
-            f"{failure}: it has {message.byte_size} bytes (expected at most {memory.nbytes}, the "
-            "size of the allocation)"
-        )
-    return CudaRegion(message.name, message.byte_size, memory)
 
 
 def _close_regions(regions: list[Region], call: Call) -> None:

@@ -332,19 +332,26 @@ def test_a_model_falls_back_to_the_cpu_and_says_why(cuda_stub: CudaStub, tmp_pat
     assert load == f"{degraded}, and require_gpu is set"
 
 
-@needs_cuda_build
-def test_a_server_that_requires_a_gpu_says_what_is_broken(
-    cuda_stub: CudaStub, repository: Path
-) -> None:
-    done = run_neurona_serve(
-        *("--repository", repository, "--require-gpu", "true"),
-        env=os.environ | cuda_stub.environment(version=12020),
-    )
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            "",
+            "onnxruntime: its files are incomplete, as after one of two ONNX Runtime packages was",
+        ),
+        (
+            "raise ImportError('libonnxruntime.so.1: file too short', name='onnxruntime')",
+            "onnxruntime: libonnxruntime.so.1: file too short",
+        ),
+    ],
+)
+def test_an_onnxruntime_in_pieces_is_one_line(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text(content)
+    done = run_neurona_serve("--help", env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("neurona-serve: option require_gpu is set, but the NVIDIA driver")
-    assert "supports CUDA 12.2" in line
-    assert line.endswith("(expected NVIDIA driver 580 or newer)")
+    assert line.startswith(f"neurona-serve: package cannot be imported: {reason}")
 
 
 @needs_cuda_build
