@@ -24,6 +24,7 @@ from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.arena_maintenance import ArenaMaintenance
+from neurona_server.models.lifecycle.lost_devices import LostDevices
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.load_cancellation import LoadCancellation
@@ -46,6 +47,7 @@ from neurona_server.models.onnx.runtime import (
     report_gpu,
     runtime_version,
 )
+from neurona_server.models.onnx.session import has_abandoned_sessions
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.resources import available_cpus
@@ -98,6 +100,8 @@ class Supervision:
     served_versions: Sequence[tuple[str, int]] | None = None
     """All that it served, by model and number. The start waits for these alone: a file that has
     come since, and whose load may never end, must not keep them from being served again."""
+    request_replacement: Callable[[], object] = lambda: None
+    """Requests a new process in place of this one, which cannot use any GPU any more."""
 
 
 class App:
@@ -133,6 +137,7 @@ class App:
         process = supervision.process if supervision else None
         self._tracing = _make_tracing(config, self._metrics, process)
         self._watchdog = RunWatchdog()
+        self._serving = threading.Event()
         self._reconciler = self._make_reconciler()
         limits = Limits(
             config.max_request_tensors, config.max_request_rows, config.max_message_bytes
@@ -166,7 +171,6 @@ class App:
         self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
-        self._serving = threading.Event()
         self._stopping = False
 
     def start(self) -> None:
@@ -306,6 +310,8 @@ class App:
         # Two concurrent runs keep a device busy; on the CPU more if each takes only some of them.
         cpu_slots = max(2, _cpus_per_process(config) // options.runtime.threads)
         scheduler = DeviceScheduler(CUDA_SLOTS, {CPU_DEVICE.label: cpu_slots})
+        on_last = self._supervision.request_replacement if self._supervision else lambda: None
+        self._lost_devices = LostDevices(scheduler, self._registry, self._metrics, on_last)
         self._scheduler = scheduler
 
         folder = _open_load_folder(options.runtime.cache)
@@ -333,7 +339,7 @@ class App:
                     return start(None)
                 return self._supervision.journal.load(_model_key(source), start)
 
-        return Reconciler(
+        reconciler = Reconciler(
             Repository(config.repository, config.model),
             self._registry,
             load,
@@ -342,6 +348,8 @@ class App:
             self._update_health,
             find_rejections=[self._find_quarantine, *([marks.find_rejection] if marks else [])],
         )
+        self._lost_devices.start(reconciler)
+        return reconciler
 
     def _list_devices(self) -> list[DeviceInfo]:
         """List the GPUs that models are loaded on."""
@@ -362,14 +370,17 @@ class App:
         """Set the health of each service name: the server, its services, models and versions."""
         if not self._serving.is_set():
             return
+        self._lost_devices.recheck()
         names = {"": self._are_models_ready(), PREDICTION: True, "neurona.v1.Models": True}
         names[OPEN_INFERENCE] = True
         for name in self._registry.names():
             versions = self._registry.entry(name).versions
-            names |= {f"{name}/{n}": v.model is not None for n, v in versions.items()}
-            names[name] = any(version.model for version in versions.values())
+            names |= {f"{name}/{n}": version.serves for n, version in versions.items()}
+            names[name] = any(version.serves for version in versions.values())
         models = self._registry.models()
-        if any(model.degraded or model.provider != CPU for model in models):  # a GPU is in play
+        if self._lost_devices.any:
+            names["gpu"] = False
+        elif any(model.degraded or model.provider != CPU for model in models):  # a GPU is in play
             names["gpu"] = not any(model.degraded for model in models)
         self._health.replace(names)
         if not self._serving.is_set():  # `stop` was called meanwhile
@@ -379,9 +390,9 @@ class App:
 def exit_status(drained: bool) -> int:
     """Return the exit status of a process whose App has stopped, which is 0.
 
-    Ends the process immediately if the App is not `drained`.
+    Ends the process immediately if the App is not `drained`, or a device was lost.
     """
-    if not drained:
+    if not drained or has_abandoned_sessions():
         withdraw_marks()  # of loads that went on after the stop
         # A thread may be inside ONNX Runtime: unloading the library would crash it.
         logs.flush()

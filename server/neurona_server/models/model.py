@@ -10,12 +10,13 @@ from neurona_server.batching.batcher import Batcher, NewRun
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
-from neurona_server.errors import ConfigError, LoadError, UnavailableError
+from neurona_server.errors import ConfigError, DeviceLostError, LoadError, UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
 from neurona_server.models.device_ranking import find_ranking
 from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
+from neurona_server.models.onnx import device_loss
 from neurona_server.models.onnx.devices import Device
 from neurona_server.models.onnx.runtime import find_devices
 from neurona_server.models.onnx.sequence_lengths import LengthsInput, find_lengths_inputs
@@ -96,16 +97,45 @@ class Model:
         self.copies: set[Request] = set()
         """The unfinished requests that this version has as a shadow: no caller waits for them."""
 
+        self.lost_reason = ""
+        """Why it has no device any more, "" if it has one."""
+
         self.metrics = metrics.for_version(source.name, source.version)
         self._journal = journal
         self.sessions: list[Session] = []
         """On each device, one session for each instance."""
 
         try:
-            self._load(source, options, share, watchdog, cancellation or LoadCancellation())
+            self._load_without_lost_devices(
+                source, options, share, watchdog, cancellation or LoadCancellation()
+            )
         except BaseException:
             self.close()
             raise
+
+    def _load_without_lost_devices(
+        self,
+        source: ModelSource,
+        options: ModelOptions,
+        share: DeviceScheduler | None,
+        watchdog: RunWatchdog | None,
+        cancellation: LoadCancellation,
+    ) -> None:
+        """Load the file, again on other devices if one is lost meanwhile."""
+        while True:
+            try:
+                self._load(source, options, share, watchdog, cancellation)
+            except DeviceLostError as error:
+                if share is None or error.device in share.lost_devices:
+                    raise LoadError(str(error)) from error
+                share.mark_lost(error.device, error.reason)
+            else:
+                lost = share.lost_devices if share is not None else {}
+                if not lost or all(one.label not in lost for one in self.devices):
+                    return
+            for session in self.sessions:
+                session.close()
+            self.sessions = []
 
     def _load(
         self,
@@ -209,7 +239,7 @@ class Model:
         """Load the sessions on their devices, or on the CPU if no device takes them."""
 
         def load(device: Device) -> Session:
-            session = Session(source.path, options.runtime, cancellation, device)
+            session = Session(source.path, placement.options, cancellation, device)
             session.journal = self._journal
             self.sessions.append(session)
             return session
@@ -218,6 +248,8 @@ class Model:
             devices = find_devices(options.runtime)[: options.max_devices]
         except ConfigError as error:
             raise LoadError(str(error)) from error
+        placement = device_loss.place(options.runtime, devices)
+        devices = placement.devices
         for device in devices:
             for _ in range(options.instances_by_gpu.get(device.number, options.instances)):
                 if load(device).device != device:  # but the CPU
@@ -233,6 +265,7 @@ class Model:
         self.degraded = self.sessions[0].degraded
         if placed and missing:
             self.degraded = f"does not run on {', '.join(sorted(missing))}; see the server's log"
+        self.degraded = placement.degraded or self.degraded
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -273,6 +306,25 @@ class Model:
             Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider
         )
         self.metrics.set_run_methods(self.run_methods)
+
+    def lose_device(self, device: str, reason: str) -> bool:
+        """Note that a device is lost, by its label.
+
+        Returns:
+            Whether it was the last one: then all requests fail until the version is loaded again.
+        """
+        if all(one.label != device for one in self.devices):
+            return False
+        self.devices = tuple(one for one in self.devices if one.label != device)
+        self.degraded = f"{device} is lost ({reason})"
+        self.metrics.record_placement(self.placement, degraded=True)
+        log.error("%s: degraded: %s", self, self.degraded, extra=self.log_fields)
+        if self.devices:
+            return False
+        self.lost_reason = self.degraded
+        if self.state == State.STATE_READY:
+            self.state = State.STATE_FAILED
+        return True
 
     def drain(self, timeout: float) -> bool:
         """Accept no more requests and wait until all admitted ones are finished.

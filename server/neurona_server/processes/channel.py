@@ -45,6 +45,8 @@ class WorkerState(Enum):
     """The worker accepts commands."""
     READY = auto()
     """The worker serves."""
+    DEVICES_LOST = auto()
+    """The worker cannot use any GPU any more; a new process may."""
 
 
 @dataclass(frozen=True)

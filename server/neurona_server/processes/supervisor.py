@@ -9,6 +9,7 @@ neither grpc nor ONNX Runtime: the process that outlives all others is small.
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import sys
@@ -52,6 +53,10 @@ CONFIG_OR_LOAD_ERROR = 1
 CHECK_SECONDS = 1.0
 """Time between two checks of the workers' heartbeats."""
 
+REPLACE_SECONDS = 60.0
+"""Least time between two replacements of a worker that has lost its GPUs: what it did to lose them
+may happen again."""
+
 EXIT_SECONDS = 10.0
 """Seconds for a worker to exit, in addition to those of draining."""
 
@@ -75,6 +80,10 @@ class Slot:
     """Deaths in a row of workers that had not begun to serve."""
     restart_at: float = 0.0
     """Monotonic time of the next start; 0.0 if none is planned."""
+    replace_at: float = 0.0
+    """Monotonic time at which its worker is replaced, which has lost its GPUs; 0.0: it has not."""
+    replaced_at: float = -math.inf
+    """Monotonic time at which one was last replaced for that."""
 
 
 class Supervisor:
@@ -145,6 +154,8 @@ class Supervisor:
                 kind, worker = event
                 if kind is WorkerEvent.READY:
                     self._handle_ready(worker)
+                elif kind is WorkerEvent.DEVICES_LOST:
+                    self._handle_lost_devices(worker)
                 else:
                     self._handle_exit(worker)
         return self._status
@@ -168,6 +179,7 @@ class Supervisor:
     def _fill(self, slot: Slot) -> None:
         if self._kill_at:
             return
+        slot.replace_at = 0.0
         slot.worker = self._start(slot)
         if slot.worker is None:
             slot.deaths += 1
@@ -191,11 +203,38 @@ class Supervisor:
             return
         if worker is self._replacement:
             self._replacement, self._replaced, slot.worker = None, slot.worker, worker
+            slot.replace_at = 0.0
             if self._replaced is not None:
                 self._stop_worker(self._replaced)
             self._reload_next()
         if not self._started:
             self._continue_start()
+
+    def _handle_lost_devices(self, worker: WorkerHandle) -> None:
+        """Plan to replace a worker that cannot use any GPU any more.
+
+        It is stopped before the new one starts, which needs the memory that it has on the GPUs.
+        """
+        slot = self._slot_of.get(worker)
+        if slot is None or worker in self._stopping or worker is not slot.worker:
+            return
+        now = time.monotonic()
+        slot.replace_at = max(now, slot.replaced_at + REPLACE_SECONDS)
+        log.error(
+            "worker %d has lost its GPUs; replacing it in %.0f s",
+            *(slot.number, slot.replace_at - now),
+        )
+
+    def _replace_due_workers(self, now: float) -> None:
+        """Stop a worker that has lost its GPUs; `_handle_exit` starts its successor."""
+        for slot in self._slots:
+            if self._kill_at or self._replacement is not None or self._replaced is not None:
+                return  # one at a time
+            worker = slot.worker
+            if 0.0 < slot.replace_at <= now and worker is not None and worker.ready_since:
+                slot.replace_at, slot.replaced_at = 0.0, now
+                self._replaced = worker
+                self._stop_worker(worker)
 
     def _continue_start(self) -> None:
         reloading = self._slot_of.get(self._replacement) if self._replacement else None
@@ -318,6 +357,7 @@ class Supervisor:
         if self._check_at <= now:
             self._check_at = now + CHECK_SECONDS
             self._kill_hanging()
+            self._replace_due_workers(now)
             if os.getpid() == 1:  # of a container: it gets the orphans of its workers
                 reap_orphans({worker.pid for worker in self._slot_of})
         for slot in self._slots:

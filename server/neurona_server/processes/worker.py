@@ -66,7 +66,12 @@ def main() -> int:
         if not isinstance(start, StartOptions):
             return 1  # the supervisor has died
         supervision = Supervision(
-            process, journal, start.quarantine, start.requested_models, start.served_versions
+            process,
+            journal,
+            start.quarantine,
+            start.requested_models,
+            start.served_versions,
+            request_replacement=lambda: channel.send(WorkerState.DEVICES_LOST),
         )
         app = App(config, supervision)
         reporter = Reporter(channel, app)

@@ -56,6 +56,7 @@ class WorkerEvent(Enum):
     """A change of a worker that its supervisor reacts to."""
 
     READY = auto()
+    DEVICES_LOST = auto()
     EXITED = auto()
 
 
@@ -215,6 +216,8 @@ class WorkerHandle:
             if message is WorkerState.READY:
                 self.ready_since = time.monotonic()
                 self._on_event(WorkerEvent.READY, self)
+            elif message is WorkerState.DEVICES_LOST:
+                self._on_event(WorkerEvent.DEVICES_LOST, self)
             else:
                 self._on_message(self, message)
                 requested = isinstance(message, MetricsReport) and message.requested

@@ -30,6 +30,9 @@ class FakeWorker:
         self.status, self.ended = status, True
         self.on_event(WorkerEvent.EXITED, self)
 
+    def lose_devices(self):
+        self.on_event(WorkerEvent.DEVICES_LOST, self)
+
     def stop(self):
         self.stopped = True
 
@@ -170,6 +173,47 @@ def test_a_reload_that_fails_keeps_the_running_workers(supervise):
     supervised.worker(3)
     assert not any(worker.stopped for worker in supervised.workers)
     assert supervised.stop() == 0
+
+
+class TestAWorkerThatHasLostItsGpus:
+    def test_is_stopped_before_its_successor_starts(self, supervise, wait_until):
+        supervised = supervise(2)
+        supervised.worker(0).become_ready()
+        supervised.worker(1).become_ready()
+        supervised.workers[1].lose_devices()
+        wait_until(lambda: supervised.workers[1].stopped)
+        assert len(supervised.workers) == 2
+        supervised.workers[1].exit(0)
+        assert supervised.worker(2).number == 1
+        supervised.workers[2].become_ready()
+        assert not supervised.workers[0].stopped
+        assert supervised.restarts == 0
+        assert supervised.stop() == 0
+
+    def test_is_replaced_once_a_minute_at_most(self, supervise, wait_until, monkeypatch):
+        monkeypatch.setattr(supervisor, "REPLACE_SECONDS", 0.5)
+        supervised = supervise(1)
+        supervised.worker(0).become_ready()
+        supervised.workers[0].lose_devices()
+        wait_until(lambda: supervised.workers[0].stopped)
+        replaced_at = supervisor.time.monotonic()
+        supervised.workers[0].exit(0)
+        supervised.worker(1).become_ready()
+        supervised.workers[1].lose_devices()
+        wait_until(lambda: supervised.workers[1].stopped)
+        assert supervisor.time.monotonic() - replaced_at > 0.3
+        supervised.workers[1].exit(0)
+        supervised.worker(2).become_ready()
+        assert supervised.stop() == 0
+
+    def test_is_not_replaced_while_the_server_stops_or_once_it_has_died(self, supervise):
+        supervised = supervise(1)
+        supervised.worker(0).become_ready()
+        supervised.workers[0].exit()
+        supervised.worker(1).become_ready()
+        supervised.workers[0].lose_devices()  # a late message
+        assert supervised.stop() == 0
+        assert len(supervised.workers) == 2
 
 
 def test_a_worker_that_dies_during_a_reload_is_restarted_too(supervise):

@@ -322,6 +322,22 @@ class Reconciler:
         self._answer_waiters()
         return combine(drains)
 
+    def reload(self, model: Model) -> None:
+        """Start to load a version again, which may take another device: its own ones are lost.
+
+        It stays published meanwhile, and if that fails.
+        """
+        with self._changed:
+            if (versions := self._models.get(model.name)) is None:
+                return
+            self._start_loads(model.name, versions.reload(model.version, model))
+            self._publish(model.name)
+
+    def announce_change(self) -> None:
+        """Call `on_change` for a change of a model itself, in order with all other changes."""
+        with self._changed:
+            self._on_change()
+
     def stop_loading(self) -> None:
         """End all loads and the calls that wait for one; loaded models keep serving."""
         with self._changed:

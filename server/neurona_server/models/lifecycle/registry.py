@@ -33,6 +33,11 @@ class ModelVersion:
     def state(self) -> State:
         return self.state_without_model if self.model is None else self.model.state
 
+    @property
+    def serves(self) -> bool:
+        """Whether it is loaded, on a device that works."""
+        return self.model is not None and not self.model.lost_reason
+
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -59,7 +64,7 @@ class ModelEntry:
         """Whether no version of it serves or is loading, because there is none that can."""
         versions = self.versions.values()
         states = {version.state for version in versions}
-        if any(version.model for version in versions) or State.STATE_LOADING in states:
+        if any(version.serves for version in versions) or State.STATE_LOADING in states:
             return False
         return State.STATE_FAILED in states or bool(self.unusable)
 

@@ -115,6 +115,15 @@ class VersionSet:
         record.loading_identity = None
         return self._decide(self._folder, serve=self._serve)
 
+    def reload(self, number: int, model: Model) -> list[ModelSource]:
+        """Return the versions to load now since the device of a loaded model is lost."""
+        record = self._records.get(number)
+        if record is None or record.model is not model or record.loaded_identity is None:
+            return []
+        record.loaded_identity = None
+        record.clear_failure()
+        return self._decide(self._folder, serve=self._serve)
+
     def record_cancelled(self, number: int) -> list[ModelSource]:
         """Forget the load of a version, and return the versions to load instead."""
         self._records[number].loading_identity = None
@@ -298,7 +307,12 @@ class VersionSet:
         on_disk = self._folder is not None and number in self._folder.versions
         problem = self._folder.problem if self._folder else ""
         if record.model:
-            reason = record.reason or problem or ("" if on_disk else FILES_REMOVED)
+            reason = (
+                record.reason
+                or problem
+                or record.model.lost_reason
+                or ("" if on_disk else FILES_REMOVED)
+            )
             return ModelVersion(record.model, reason)
         if record.loading_identity:
             return ModelVersion(None, "", State.STATE_LOADING)

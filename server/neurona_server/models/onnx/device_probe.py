@@ -9,6 +9,8 @@ yet.
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 
 from neurona_server.models.onnx import cuda_driver
 from neurona_server.models.onnx.cuda_driver import CudaDriver, CudaDriverError, load_driver
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 5.0
 """Time for the driver to answer."""
+
+CHECK_SECONDS = 10.0
+"""Least time between two checks of a device on which a run does not end."""
 
 
 class DeviceProbe:
@@ -65,6 +70,46 @@ class _Question:
             log.exception("the driver cannot be asked about cuda:%d", self._number)
         finally:
             self.answered.set()
+
+
+class DeviceChecks:
+    """Checks devices on which a run does not end, without blocking who asks for that."""
+
+    def __init__(
+        self,
+        on_lost: Callable[[str, str], object],
+        ask: Callable[[Device], str] | None = None,
+        seconds: float = CHECK_SECONDS,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            on_lost: Called with the label of a device that is lost, and the reason.
+            ask: Returns why a device does not work; by default the driver is asked.
+            seconds: Least time between two checks of a device.
+        """
+        self._on_lost = on_lost
+        self._ask = ask or probe_device
+        self._seconds = seconds
+        self._next: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def check(self, label: str) -> None:
+        """Start to check a device by its label, as "cuda:0", unless that was just done."""
+        kind, _, number = label.partition(":")
+        now = time.monotonic()
+        with self._lock:
+            if kind != "cuda" or now < self._next.get(label, 0.0):
+                return
+            self._next[label] = now + self._seconds
+        device = Device("cuda", int(number))
+        threading.Thread(
+            target=self._check, args=(device,), name=f"check {label}", daemon=True
+        ).start()
+
+    def _check(self, device: Device) -> None:
+        if reason := self._ask(device):
+            self._on_lost(device.label, reason)
 
 
 _probes: dict[str, DeviceProbe] = {}  # by the path of the driver's library

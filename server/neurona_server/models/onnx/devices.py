@@ -6,7 +6,7 @@ this process: CUDA_VISIBLE_DEVICES may hide and reorder what the machine has.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +63,8 @@ class DeviceTable:
         self._read = read or read_cuda_devices
         self._devices: tuple[Device, ...] | None = None
         self._lock = threading.Lock()
+        self.lost: Mapping[str, str] = {}
+        """Why each device that is lost does not work, by its label."""
 
     def devices(self) -> tuple[Device, ...]:
         """Return all devices, in the order of their numbers; none without a working driver."""
@@ -72,8 +74,13 @@ class DeviceTable:
             return self._devices
 
     def usable(self) -> tuple[Device, ...]:
-        """Return the devices that models can be loaded on."""
-        return self.devices()
+        """Return the devices that models can be loaded on: those that are not lost."""
+        return tuple(device for device in self.devices() if device.label not in self.lost)
+
+    def mark_lost(self, label: str, reason: str) -> None:
+        """Load no more models on a device: an error of it stays until the process ends."""
+        with self._lock:
+            self.lost = {**self.lost, label: reason}
 
 
 def read_cuda_devices() -> Sequence[Device]:

@@ -171,13 +171,18 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
-    usable = devices.DEVICES.usable()
-    if not usable:
+    table = devices.DEVICES
+    available = table.devices()
+    if not available:
         return (Device("cuda"),)
     if options.devices == devices.ALL:
-        working = [one for one in usable if not _device_problem(options, one.number)]
-        usable = tuple(working) or usable
-    return options.device_share.choose(choose_devices(options.devices, usable))
+        working = [
+            one
+            for one in available
+            if one.label in table.lost or not _device_problem(options, one.number)
+        ]
+        available = tuple(working) or available
+    return options.device_share.choose(choose_devices(options.devices, available))
 
 
 def choose_providers(

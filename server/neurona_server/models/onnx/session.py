@@ -71,8 +71,8 @@ _WRONG_LENGTHS = re.compile(
 _open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 _open_sessions_lock = threading.Lock()
 
-_abandoned_sessions: list[tuple["Session", onnxruntime.InferenceSession]] = []
-"""Those of lost devices, which are kept until the process ends."""
+_abandoned_sessions: list[object] = []
+"""What sessions on lost devices hold, which is kept until the process ends."""
 
 
 class ArenaShrinker:
@@ -434,7 +434,7 @@ class Session:
         """
         if self._session is None:
             return
-        _abandoned_sessions.append((self, self._session))
+        _abandoned_sessions.append(dict(vars(self)))
         self._lost_error = error
         self._session = None
 
@@ -546,17 +546,17 @@ class Session:
         return np.asarray(value.numpy())
 
 
-def abandon_sessions(device: str, error: DeviceLostError) -> bool:
-    """Abandon all open sessions on a device that is lost, by its label, as `Session.abandon` does.
-
-    Returns:
-        Whether there were any.
-    """
+def abandon_sessions(device: str, error: DeviceLostError) -> None:
+    """Abandon all open sessions on a device that is lost, by its label: see `Session.abandon`."""
     with _open_sessions_lock:
         sessions = [session for session in _open_sessions if session.device.label == device]
     for session in sessions:
         session.abandon(error)
-    return bool(sessions)
+
+
+def has_abandoned_sessions() -> bool:
+    """Return whether the process must end without freeing what it holds of ONNX Runtime."""
+    return bool(_abandoned_sessions)
 
 
 class SessionRun:

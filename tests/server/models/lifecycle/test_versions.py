@@ -54,7 +54,11 @@ EVENTS = st.lists(
 def fake_model(version):
     signature = SimpleNamespace(inputs=())
     return SimpleNamespace(
-        version=version, on_answer=None, state=State.STATE_READY, signature=signature
+        version=version,
+        on_answer=None,
+        state=State.STATE_READY,
+        signature=signature,
+        lost_reason="",
     )
 
 
@@ -170,3 +174,32 @@ def test_end_of_a_load_does_not_count_as_a_poll_of_unfinished_files():
     assert not versions.record_loaded(2, fake_model(2))
     (source,) = versions.observe(ModelFolder("m", on_disk(v1=1, v2=1, v3=1)))
     assert source.version == 3
+
+
+def test_a_version_whose_devices_are_lost_is_loaded_again_while_it_stays():
+    versions = VersionSet("m", VersionPolicy())
+    versions.observe(ModelFolder("m", on_disk(v1=1)), eager=True)
+    lost = fake_model(1)
+    versions.record_loaded(1, lost)
+    versions.commit()
+    lost.lost_reason, lost.state = "cuda:0 is lost", State.STATE_FAILED
+    (source,) = versions.reload(1, lost)
+    assert source.version == 1
+    assert not versions.reload(1, lost)  # it is loading
+    entry, surplus = versions.commit()
+    assert (entry.versions[1].model, entry.versions[1].reason) == (lost, "cuda:0 is lost")
+    assert not entry.versions[1].serves
+    assert not surplus
+
+    versions.record_failure(1, "no other GPU is left")
+    entry, surplus = versions.commit()
+    assert (entry.versions[1].model, entry.versions[1].reason) == (lost, "no other GPU is left")
+    assert entry.has_failed
+    assert not surplus
+
+    (source,) = versions.observe(ModelFolder("m", on_disk(v1=2)), eager=True)
+    versions.record_loaded(1, fake_model(1))
+    entry, surplus = versions.commit()
+    assert entry.versions[1].serves
+    assert surplus == [lost]
+    assert not versions.reload(1, lost)  # another one serves
