@@ -37,13 +37,15 @@ class HostMemory:
     """
 
     device_type = "cpu"
-    memory_name = "Cpu"
     number = 0
 
     def __init__(self) -> None:
         self.copies: list[tuple[str, int]] = []
         self.allocations: list[tuple[str, int]] = []
         self.prepared_threads: set[int] = set()
+
+    def holds(self, info: onnxruntime.OrtMemoryInfo) -> bool:
+        return info.name == "Cpu"
 
     def prepare_thread(self) -> None:
         self.prepared_threads.add(threading.get_ident())
@@ -88,7 +90,7 @@ def bindable(
         node.name: (_TYPES[node.type][0], np.dtype(_TYPES[node.type][1]))
         for node in [*session.get_inputs(), *session.get_outputs()]
     }
-    tensors = graph_tensors(session, types, "Cpu", host_names)
+    tensors = graph_tensors(session, types, HostMemory(), host_names)
     assert tensors is not None
     return tensors
 

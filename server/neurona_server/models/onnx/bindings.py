@@ -20,7 +20,7 @@ import math
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,6 +52,12 @@ MAX_KNOWN_SHAPES = 512
 MAX_POOL_BYTES = 256 << 20
 """Limit for the page-locked memory of a session's outputs; beyond it, ordinary memory is used."""
 
+MIN_BLOCK_BYTES = 4096
+"""Size of the smallest block for an output; others have a power of 2."""
+
+_HOST_MEMORY = ("Cpu", "CudaPinned")
+"""ONNX Runtime's names of memory of the host, in sessions of NVIDIA's providers."""
+
 Shapes = tuple[tuple[int, ...], ...]
 """The shapes of all inputs of a graph, in its order."""
 
@@ -78,13 +84,14 @@ class MemoryAllocator(Protocol):
 
     Attributes:
         device_type: ONNX Runtime's name of the kind of device, as "cuda".
-        memory_name: ONNX Runtime's name of the memory of such devices, as "Cuda".
         number: Of the device.
     """
 
     device_type: str
-    memory_name: str
     number: int
+
+    def holds(self, info: onnxruntime.OrtMemoryInfo) -> bool:
+        """Return whether what ONNX Runtime describes is memory of the device."""
 
     def prepare_thread(self) -> None:
         """Prepare the calling thread for runs in the ordinary way; again does nothing."""
@@ -105,11 +112,13 @@ class CudaMemory:
     """Memory of a CUDA device, by the driver."""
 
     device_type = "cuda"
-    memory_name = "Cuda"
 
     def __init__(self, driver: CudaDriver, number: int) -> None:
         self.number = number
         self._driver = driver
+
+    def holds(self, info: onnxruntime.OrtMemoryInfo) -> bool:
+        return info.name not in _HOST_MEMORY
 
     def prepare_thread(self) -> None:
         self._driver.relax_capture_mode()
@@ -168,17 +177,18 @@ class OutputPool:
             CudaDriverError: There is no page-locked memory left.
         """
         nbytes = math.prod(shape) * dtype.itemsize
-        free = self._free.get(nbytes)
+        size = max(MIN_BLOCK_BYTES, 1 << (nbytes - 1).bit_length())
+        free = self._free.get(size)
         if free is None:
-            free = self._free.setdefault(nbytes, [])
+            free = self._free.setdefault(size, [])
         try:
             block = free.pop()
         except IndexError:
             with self._lock:
-                if self._allocated + nbytes > self._max_bytes:
+                if self._allocated + size > self._max_bytes:
                     return np.empty(shape, dtype)
-                self._allocated += nbytes
-            block = self._memory.allocate_host(nbytes)
+                self._allocated += size
+            block = self._memory.allocate_host(size)
         # All arrays over the block keep this object alive, and it tells when they are gone.
         lease = (ctypes.c_ubyte * nbytes).from_address(block.ctypes.data)
         weakref.finalize(lease, free.append, block).atexit = False
@@ -302,14 +312,24 @@ class BoundRunner:
             output_shapes.append(output.shape)
         if not all(math.prod(shape) for shape in (*shapes, *output_shapes)):
             return  # nothing to copy, and no address to bind
-        tensors = zip((*self._inputs, *self._outputs), (*shapes, *output_shapes), strict=True)
         with self._lock:
-            for tensor, shape in tensors:
-                nbytes = _nbytes(tensor, shape)
-                self._largest[tensor] = max(self._largest.get(tensor, 0), nbytes)
+            self._note_sizes(shapes, output_shapes)
             self._output_shapes[shapes] = output_shapes
             while len(self._output_shapes) > MAX_KNOWN_SHAPES:
                 self._output_shapes.popitem(last=False)
+
+    def forget(self, max_rows: int) -> None:
+        """Forget what it has learned of more rows, and make no buffers for them any more.
+
+        Slots keep their buffers: get new ones.
+        """
+        with self._lock:
+            for shapes in [*self._output_shapes]:
+                if count_rows(shapes) > max_rows:
+                    del self._output_shapes[shapes]
+            self._largest.clear()
+            for shapes, output_shapes in self._output_shapes.items():
+                self._note_sizes(shapes, output_shapes)
 
     def reserve(
         self, slot: Slot, shapes: Mapping[str, tuple[int, ...]]
@@ -374,6 +394,12 @@ class BoundRunner:
             arrays.append(array)
         slot.stream.copy_out(copies)
         return arrays
+
+    def _note_sizes(self, shapes: Shapes, output_shapes: Sequence[tuple[int, ...]]) -> None:
+        tensors = zip((*self._inputs, *self._outputs), (*shapes, *output_shapes), strict=True)
+        for tensor, shape in tensors:
+            nbytes = _nbytes(tensor, shape)
+            self._largest[tensor] = max(self._largest.get(tensor, 0), nbytes)
 
     def _shapes(self, inputs: Inputs) -> Shapes | None:
         if len(inputs) != len(self._inputs):
@@ -441,7 +467,7 @@ def find_memory(device: Device) -> MemoryAllocator | None:
 def graph_tensors(
     session: onnxruntime.InferenceSession,
     element_types: Mapping[str, tuple[int, np.dtype[Any]]],
-    memory_name: str,
+    memory: MemoryAllocator,
     host_names: Collection[str] = (),
 ) -> tuple[list[GraphTensor], list[GraphTensor]] | None:
     """Return the inputs and outputs of a session that can be bound; None if some cannot.
@@ -450,7 +476,7 @@ def graph_tensors(
         session: The session.
         element_types: ONNX's number of the element type and numpy's type, by the name of the input
             or output; of those with a fixed size per element.
-        memory_name: ONNX Runtime's name of the device's memory, as "Cuda".
+        memory: Of the session's device.
         host_names: Tensors to keep in the memory of the host whatever ONNX Runtime says.
     """
     get_inputs = getattr(session, "get_input_memory_infos", None)
@@ -466,7 +492,7 @@ def graph_tensors(
         for node, info in zip(nodes, infos, strict=True):
             if node.name not in element_types:
                 return None
-            on_device = info.name == memory_name and node.name not in host_names
+            on_device = memory.holds(info) and node.name not in host_names
             element_type, dtype = element_types[node.name]
             tensors.append(GraphTensor(node.name, element_type, dtype, on_device, is_output))
         groups.append(tensors)
@@ -475,6 +501,12 @@ def graph_tensors(
     if {tensor.name for tensor in inputs} & {tensor.name for tensor in outputs}:
         return None
     return inputs, outputs
+
+
+def count_rows(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Return the rows of inputs with these shapes: the size of the first one's first axis."""
+    shape = next(iter(shapes), ())
+    return shape[0] if shape else 1
 
 
 def _nbytes(tensor: GraphTensor, shape: tuple[int, ...]) -> int:

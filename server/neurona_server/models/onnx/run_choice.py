@@ -149,4 +149,4 @@ def _find_tensors(
         for spec in candidate.specs
         if spec.dtype != DataType.DATA_TYPE_STRING
     }
-    return graph_tensors(session, types, memory.memory_name)
+    return graph_tensors(session, types, memory)

@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 from neurona_server.batching.request import Array, Inputs, Outputs
-from neurona_server.models.onnx.bindings import BoundRunner, Slot
+from neurona_server.models.onnx.bindings import BoundRunner, Slot, count_rows
 from neurona_server.models.onnx.cuda_graphs import GraphRunner
 from neurona_server.models.onnx.run_failures import FailureKind, classify_failure
 
@@ -137,7 +137,7 @@ class RunMethods:
 
     def reserve(self, slot: RunSlot, shapes: Mapping[str, tuple[int, ...]]) -> Inputs | None:
         """Return arrays to write the inputs of the slot's next run into; None if any will do."""
-        for method in self.order(_rows(shapes.values())):
+        for method in self.order(count_rows(shapes.values())):
             runner, buffers = self._runners.get(method), slot.buffers.get(method)
             if runner is not None and buffers is not None:
                 return runner.reserve(buffers, shapes)
@@ -151,7 +151,8 @@ class RunMethods:
                 is lost.
         """
         failed: tuple[RunMethod, Exception] | None = None
-        for method in self.order(_rows([array.shape for array in inputs.values()])):
+        methods = self.order(count_rows([array.shape for array in inputs.values()]))
+        for method in methods:
             runner, buffers = self._runners.get(method), slot.buffers.get(method)
             if runner is None or buffers is None:  # given up, perhaps by another thread just now
                 continue
@@ -167,8 +168,9 @@ class RunMethods:
         plain_outputs = self._plain(inputs, options)
         if failed is not None and classify_failure(failed[1]) is not FailureKind.OUT_OF_MEMORY:
             self._give_up(*failed)
-        for runner in [*self._runners.values()]:
-            runner.learn(inputs, plain_outputs)
+        for method in methods:
+            if (runner := self._runners.get(method)) is not None:
+                runner.learn(inputs, plain_outputs)
         return plain_outputs
 
     def choose(
@@ -188,14 +190,15 @@ class RunMethods:
             Exception: The ordinary way fails.
         """
         end = time.monotonic() + MEASURING_BUDGET
-        for rows in sizes:  # before all buffers are made, so that they are made once
+        for rows in sizes:  # before any buffers are made, so that they are made once
             check_cancelled()
             inputs = make_inputs(rows, 1)
             outputs = self._plain(inputs, _new_options())
             for runner in self._runners.values():
                 runner.learn(inputs, outputs)
-            if time.monotonic() > end - MEASURING_BUDGET / 2:
+            if time.monotonic() > end:  # the first run of a shape may include its preparation
                 break
+        end = time.monotonic() + MEASURING_BUDGET
         for rows in sizes:
             check_cancelled()
             if not self._runners or time.monotonic() > end:
@@ -233,7 +236,7 @@ class RunMethods:
 
     def _measure(self, rows: int, make_inputs: MakeInputs) -> None:
         inputs = [make_inputs(rows, seed) for seed in (1, 2)]
-        rows = _rows([array.shape for array in inputs[0].values()])  # which may be fixed
+        rows = count_rows([array.shape for array in inputs[0].values()])  # which may be fixed
         expected = [self._plain(one, _new_options()) for one in inputs]
         methods = [RunMethod.PLAIN]
         for method in [*self._runners]:
@@ -245,10 +248,11 @@ class RunMethods:
             else:
                 methods.append(method)
         alone: dict[RunMethod, list[float]] = {method: [] for method in methods}
+        written = {method: self._write(method, self.slots[0], inputs[0]) for method in methods}
         for _ in range(ROUNDS):
             for method in methods:
                 started = time.perf_counter()
-                self._run_with(method, self.slots[0], inputs[0])
+                self._run_with(method, self.slots[0], written[method])
                 alone[method].append(time.perf_counter() - started)
         self.times[rows] = {}
         for method in methods:
@@ -290,10 +294,11 @@ class RunMethods:
 
         def run(slot: RunSlot) -> None:
             try:
-                self._run_with(method, slot, inputs)
+                own_inputs = self._write(method, slot, inputs)
+                self._run_with(method, slot, own_inputs)
                 barrier.wait()
                 for _ in range(RUNS_TOGETHER):
-                    self._run_with(method, slot, inputs)
+                    self._run_with(method, slot, own_inputs)
             except Exception as error:  # raised below, in the thread that measures
                 errors.append(error)
                 barrier.abort()
@@ -315,6 +320,18 @@ class RunMethods:
             raise errors[0]
         return (time.perf_counter() - started) / (RUNS_TOGETHER * len(threads))
 
+    def _write(self, method: RunMethod, slot: RunSlot, inputs: Inputs) -> Inputs:
+        """Write inputs into the memory of a method, as a batch is joined there; return them."""
+        if method is RunMethod.PLAIN:
+            return inputs
+        shapes = {name: array.shape for name, array in inputs.items()}
+        targets = self._runners[method].reserve(slot.buffers[method], shapes)
+        if targets is None:
+            return inputs
+        for name, target in targets.items():
+            target[...] = inputs[name]
+        return targets
+
     def _run_with(self, method: RunMethod, slot: RunSlot, inputs: Inputs) -> None:
         if method is RunMethod.PLAIN:
             self._plain(inputs, _new_options())
@@ -330,10 +347,17 @@ class RunMethods:
             if last != self._orders[-1]:
                 self._sizes.append(self._sizes[-1] + 1)
                 self._orders.append(last)
-        used = {method for order in self._orders for method in order}
-        for method in [*self._runners]:
-            if method not in used:
+        for method, runner in [*self._runners.items()]:
+            rows = [
+                size
+                for size, order in zip(self._sizes, self._orders, strict=True)
+                if method in order
+            ]
+            if not rows:
                 self._drop(method)
+            elif rows[-1] < self._sizes[-1]:  # without buffers for batches that it does not run
+                runner.forget(rows[-1])
+                self.add(method, runner)
 
     def _give_up(self, method: RunMethod, reason: Exception | str) -> None:
         """Stop using a method that does not work."""
@@ -389,11 +413,6 @@ def _order_methods(times: Mapping[RunMethod, MethodTime]) -> tuple[RunMethod, ..
         and max(one.alone / plain.alone, one.together / plain.together) <= SLOWER_RATIO
     ]
     return tuple(sorted(faster, key=lambda method: times[method].cost))
-
-
-def _rows(shapes: Iterable[tuple[int, ...]]) -> int:
-    shape = next(iter(shapes), ())
-    return shape[0] if shape else 1
 
 
 def _new_options() -> onnxruntime.RunOptions:

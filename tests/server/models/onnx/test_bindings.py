@@ -111,17 +111,34 @@ def test_outputs_stay_until_their_last_array_is_gone_then_their_memory_is_used_a
 
 
 def test_beyond_its_limit_the_pool_gives_ordinary_memory(memory: HostMemory) -> None:
-    pool = OutputPool(memory, max_bytes=100)
+    pool = OutputPool(memory, max_bytes=3 * 4096 - 1)
     float32 = np.dtype(np.float32)
     arrays = [pool.take((10,), float32) for _ in range(4)]
-    assert memory.allocations == [("host", 40)] * 2
-    assert pool.allocated_bytes == 80
+    assert memory.allocations == [("host", 4096)] * 2
+    assert pool.allocated_bytes == 2 * 4096
     for number, array in enumerate(arrays):
         array[:] = number
     assert [array[0] for array in arrays] == [0, 1, 2, 3]
     addresses = {array.ctypes.data for array in arrays[:2]}
     del arrays, array
     assert {pool.take((5, 2), float32).ctypes.data for _ in range(2)} <= addresses
+
+
+def test_outputs_of_similar_sizes_share_memory(memory: HostMemory) -> None:
+    pool = OutputPool(memory)
+    for count in (2000, 1100, 1800, 2048):
+        pool.take((count,), np.dtype(np.float32))[:] = 1
+    assert memory.allocations == [("host", 8192)]
+
+
+def test_forgotten_shapes_get_no_buffers(runner: Runner, memory: HostMemory) -> None:
+    for count in (1, 64, 8):
+        runner.plain(rows(count))
+    runner.forget(8)
+    assert runner.bound(rows(64)) is None
+    assert runner.bound(rows(1)) is not None
+    device = [nbytes for kind, nbytes in memory.allocations if kind == "device"]
+    assert device == [8 * 16, 8 * 12]
 
 
 def test_inputs_are_written_where_they_are_copied_from(runner: Runner) -> None:

@@ -109,6 +109,25 @@ def test_the_fastest_method_that_works_is_used(tmp_path: Path) -> None:
     assert bench.plain_runs == before
 
 
+def test_buffers_of_graphs_are_for_the_batches_that_run_as_graphs(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, bound=PLAIN_SECONDS / 4, graph=0.0)
+    graphs = bench.runners[GRAPH]
+    run = graphs.run
+
+    def slow_for_many(slot: Slot, inputs: Inputs, options: Any) -> Any:
+        time.sleep(2 * PLAIN_SECONDS if len(inputs["x"]) > 2 else 0)
+        return run(slot, inputs, options)
+
+    graphs.run = slow_for_many  # type: ignore[method-assign]
+    bench.methods.choose([1, 2, 4], rows)
+    assert bench.methods.describe() == "graph up to 2 rows, bound"
+    bench.check(2)
+    bench.check(4)
+    buffers = bench.slots[0].buffers
+    assert buffers[GRAPH].buffers["x"].nbytes == 2 * 16
+    assert buffers[BOUND].buffers["x"].nbytes == 4 * 16
+
+
 def test_a_slower_method_is_dropped(tmp_path: Path) -> None:
     bench = Bench(tmp_path, bound=2 * PLAIN_SECONDS)
     bench.methods.choose([1, 2], rows)
