@@ -289,9 +289,11 @@ class Model:
     def run_method(self) -> str:
         """The same in one text; with the devices, if they differ."""
         methods = self.run_methods
+        text = "; ".join(f"{device}: {method}" for device, method in sorted(methods.items()))
         if len({*methods.values()}) == 1:
-            return next(iter(methods.values()))
-        return "; ".join(f"{device}: {method}" for device, method in sorted(methods.items()))
+            text = next(iter(methods.values()))
+        ranking = self.batcher.ranking
+        return text if ranking is None else f"{text}, classes ranked from {ranking.min_rows} rows"
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:
