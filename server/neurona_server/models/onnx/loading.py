@@ -107,7 +107,11 @@ def load(
 
 
 def load_with_cuda_graphs(
-    path: Path, options: RuntimeOptions, cancellation: LoadCancellation, device: int
+    path: Path,
+    options: RuntimeOptions,
+    cancellation: LoadCancellation,
+    device: int,
+    loaded: onnxruntime.InferenceSession,
 ) -> onnxruntime.InferenceSession:
     """Load the model at `path` once more, into a session that captures CUDA graphs.
 
@@ -116,12 +120,17 @@ def load_with_cuda_graphs(
         options: How it is run.
         cancellation: Ends the load early.
         device: Number of the CUDA device.
+        loaded: The session without graphs, which may have been given options of its own.
 
     Raises:
         Exception: ONNX Runtime cannot make graphs of the model, as when it has control flow or
             nodes that run on the CPU; or there is no memory left for it; or it is cancelled.
     """
     values = cuda_options(options.provider_options, device, options.gpu_memory_bytes, graphs=True)
+    own_values = loaded.get_provider_options().get(runtime.CUDA, {})
+    values |= {
+        key: own_values[key] for key in ("prefer_nhwc", "fuse_conv_bias") if key in own_values
+    }
     loader = _Loader(path, read_outline(path), options, 1, cancellation)
     session = loader.load_once([(runtime.CUDA, values), CPU])  # where it puts shapes
     session.disable_fallback()
