@@ -491,7 +491,47 @@ def _devices() -> Row:
                     "{{provider}}, version {{version}}",
                 ),
                 unit="none",
-                width=24,
+                width=8,
+            ),
+            time_series(
+                "Runs without enough memory",
+                "Their batches were halved and run again. Many: smaller max_batch_rows, or fewer "
+                "models on the device.",
+                query(
+                    rate("neurona_out_of_memory_runs_total", VERSION, "version"),
+                    "version {{version}}",
+                ),
+                unit="none",
+                width=8,
+            ),
+            time_series(
+                "How batches run on a GPU",
+                "The fastest methods for its batch sizes when the version was loaded.",
+                query(
+                    f"max by (version, device, method) (neurona_model_run_method{{{VERSION}}})",
+                    "{{method}}, {{device}}, version {{version}}",
+                ),
+                unit="none",
+                width=8,
+            ),
+            time_series(
+                "Batches by GPU",
+                "A model on several GPUs runs each batch on the least loaded one.",
+                query(rate("neurona_device_runs_total", VERSION, "device"), "{{device}}"),
+                unit="none",
+                width=8,
+            ),
+            time_series(
+                "Run time by GPU",
+                "Mean of a batch, waiting for its copies and for others on the GPU included. One "
+                "GPU above the rest: see its power and what else runs there.",
+                query(
+                    f"{rate('neurona_device_run_seconds_total', VERSION, 'device')} / "
+                    f"{rate('neurona_device_runs_total', VERSION, 'device')}",
+                    "{{device}}",
+                ),
+                unit="s",
+                width=8,
             ),
         ],
     )

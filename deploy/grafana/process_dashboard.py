@@ -261,5 +261,23 @@ def _gpus() -> Row:
                 query(f"max by (gpu) (neurona_gpu_power_watts{{{PROCESSES}}})", "GPU {{gpu}}"),
                 unit="watt",
             ),
+            time_series(
+                "GPU batches in progress",
+                "On the GPUs that models are loaded on: while one runs, another one is copied.",
+                query(
+                    f"sum by (device) (neurona_device_runs_in_progress{{{PROCESSES}}}) "
+                    "* on (device) group_left (name) "
+                    f"max by (device, name) (neurona_device_info{{{PROCESSES}}})",
+                    "{{device}}, {{name}}",
+                ),
+                unit="none",
+            ),
+            time_series(
+                "Lost GPUs",
+                "1: the GPU failed while it was in use. Its models run elsewhere or not at all "
+                "until the process starts again.",
+                query(f"max by (device) (neurona_device_lost{{{PROCESSES}}})", "{{device}}"),
+                unit="none",
+            ),
         ],
     )

@@ -29,7 +29,7 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -549,7 +549,7 @@ class Benchmark:
             cpu.append(server.cpu_seconds())
             batches.append(server.batches(job.model))
 
-        sample = load.run(job, note)
+        sample = load.run(replace(job, warm_up=min(job.warm_up, job.seconds)), note)
         runs, run_rows = (after - before for before, after in zip(*batches, strict=True))
         self.results.add(
             part,

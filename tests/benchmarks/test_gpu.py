@@ -117,7 +117,7 @@ def test_the_whole_benchmark_runs_on_the_cpu(tmp_path):
     save_dense(models / "dense")
     listed = {"dense": {"use": "benchmark", "row": [WIDTH], "tolerance": 1e-3}}
     (models / seeded_weights.LIST).write_text(json.dumps(listed))
-    flags = ["--device", "cpu", "--networks", "dense", "--rows", "1,4", "--seconds", "0.3"]
+    flags = ["--device", "cpu", "--networks", "dense", "--rows", "1,4", "--seconds", "0.2"]
     flags += [
         "--variants",
         "overlap",
@@ -142,7 +142,7 @@ def test_the_whole_benchmark_runs_on_the_cpu(tmp_path):
     measured = [*results["served"], *results["single rows"], *results["latency"]]
     assert [entry["failed"] for entry in measured] == [0] * 6
     assert [entry["variant"] for entry in results["alone"]] == [""]
-    assert all(entry["rows_per_second"] > 0 for entry in measured)
+    assert all(entry["rows_per_second"] > 0 for entry in measured if "percent" not in entry)
     assert results["served"][1]["rows_in_a_batch"] == pytest.approx(4, abs=0.5)
     assert [entry["percent"] for entry in results["latency"]] == [100, 50, 90]
 

@@ -115,8 +115,9 @@ def test_links_name_existing_dashboards():
     assert set(re.findall(r'"/d/([a-z-]+)', text)) == uids
 
 
-def test_the_process_dashboard_has_the_gpu_panels():
-    titles = {panel["title"] for panel in dashboards.panels("process")}
+def test_the_dashboards_have_the_gpu_panels():
+    names = ("process", "model")
+    titles = {panel["title"] for name in names for panel in dashboards.panels(name)}
     assert titles >= dashboards.GPU_PANELS
 
 

@@ -143,9 +143,31 @@ def test_every_option_leaves_the_answers_as_they_are(device, tmp_path, options):
     )
     inputs = {"x": random(8, 8, 14, 14)}
     reference = Session(path, RuntimeOptions(providers=("cpu",))).run(inputs)[0]
-    chosen = {"provider_options": {"cuda": options}}
+    off = {"prefer_nhwc": "0", "fuse_conv_bias": "0"}  # without measuring
+    chosen = {"provider_options": {"cuda": off | options}}
     session = Session(path, RuntimeOptions(providers=(device, "cpu"), **chosen))
     if device == "cuda":
         assert session.provider == "CUDAExecutionProvider", session.degraded
     for _ in range(3):
         check_close(session.run(inputs)[0], reference, 5e-3)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_options_for_convolutions_are_measured_once(tmp_path, caplog):
+    path = onnx_models.save(
+        tmp_path / "model.onnx",
+        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
+        {"x": (FLOAT16, ["n", 64, 28, 28])},
+        {"y": (FLOAT16, ["n", 64, 28, 28])},
+        {"w": (random(64, 64, 3, 3, seed=2) / 24).astype(np.float16)},
+    )
+    inputs = {"x": random(4, 64, 28, 28).astype(np.float16)}
+    reference = Session(path, RuntimeOptions(providers=("cpu",))).run(inputs)[0]
+    with caplog.at_level("DEBUG"):
+        sessions = [Session(path, RuntimeOptions(providers=("cuda", "cpu"))) for _ in range(2)]
+    measured = [record.getMessage() for record in caplog.records if "cuda." in record.getMessage()]
+    print(*measured, sep="\n")
+    assert 1 <= len(measured) <= 2, "each option is measured once, for the first session"
+    first, second = [session.run(inputs)[0] for session in sessions]
+    check_close(first, reference, 1e-2)
+    np.testing.assert_array_equal(first, second)

@@ -196,9 +196,7 @@ def test_two_threads_run_bound_at_once(tmp_path: Path, memory: CudaMemory) -> No
 @pytest.fixture
 def graphs(memory: CudaMemory) -> Callable[..., GraphRunner]:
     def make(path: Path, host_values: tuple[str, ...] = ()) -> GraphRunner:
-        session = loading.load_with_cuda_graphs(
-            path, RuntimeOptions(), LoadCancellation(), 0, open_session(path, CUDA)
-        )
+        session = loading.load_with_cuda_graphs(path, RuntimeOptions(), LoadCancellation(), 0)
         runner = GraphRunner(session, memory, *tensors(session, memory), host_values=host_values)
         runner.eager = True
         return runner

@@ -15,7 +15,10 @@ DASHBOARDS = {
     for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 }
 
-GPU_PANELS = {"GPU utilization", "GPU memory", "GPU power"}
+GPU_PANELS = {
+    *("GPU utilization", "GPU memory", "GPU power", "GPU batches in progress", "Lost GPUs"),
+    *("Batches by GPU", "Run time by GPU", "How batches run on a GPU"),
+}
 """Panels that are empty on a machine without a GPU."""
 
 METRIC = re.compile(r"\b(?:(?:neurona|process|python|scrape)_|neurona:)[a-z0-9_:]+\b|\bup\b")

@@ -11,9 +11,10 @@ class FakeNvml:
 
     NVMLError = pynvml.NVMLError
 
-    def __init__(self, gpus=2, missing=(), init_error=None):
+    def __init__(self, gpus=2, missing=(), init_error=None, slices=()):
         """`missing` names values that the GPUs do not support; `init_error` is the code that
-        nvmlInit raises, as without a driver."""
+        nvmlInit raises, as without a driver; `slices` are the MIG slices that each GPU has."""
+        self.slices = slices
         self.gpus, self.missing, self.init_error = gpus, set(missing), init_error
         self.lost = False
 
@@ -31,22 +32,38 @@ class FakeNvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
         return f"device {index}"
 
+    def nvmlDeviceGetMigMode(self, device):  # noqa: N802
+        if not self.slices:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [1, 1]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, device):  # noqa: N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device, index):  # noqa: N802
+        if index not in self.slices:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return f"{device} slice {index}"
+
     def nvmlDeviceGetUUID(self, device):  # noqa: N802
+        if "slice" in device:
+            return f"MIG-{device[-1]}f00"
         return f"GPU-{device.removeprefix('device ')}f00"
 
     def nvmlDeviceGetUtilizationRates(self, device):  # noqa: N802
-        self._check("utilization")
+        self._check("utilization", device)
         return pynvml.c_nvmlUtilization_t(gpu=37, memory=12)
 
     def nvmlDeviceGetMemoryInfo(self, device):  # noqa: N802
-        self._check("memory")
+        self._check("memory", device)
         used = 3 << 30
         return pynvml.c_nvmlMemory_t(total=16 << 30, free=(16 << 30) - used, used=used)
 
     def nvmlDeviceGetPowerUsage(self, device):  # noqa: N802
-        self._check("power")
+        self._check("power", device)
         return 71_500
 
-    def _check(self, function):
-        if function in self.missing:
+    def _check(self, function, device):
+        of_whole_gpus = function != "memory" and "slice" in device
+        if function in self.missing or of_whole_gpus:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 VERSION_LABELS = ("model", "version")
 
 GPU_LABEL = "gpu"
-"""Its value is the driver's number of the GPU, as nvidia-smi shows it. GPUs that
-CUDA_VISIBLE_DEVICES hides are numbered too."""
+"""Its value is the driver's number of the GPU, as nvidia-smi shows it, and for a MIG slice a colon
+and the number of the slice, as in "0:1". GPUs that CUDA_VISIBLE_DEVICES hides are numbered too."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,11 @@ class GpuCollector(Collector):
     """Utilization, memory and power of this machine's GPUs, from NVIDIA's driver (NVML).
 
     Without the package nvidia-ml-py or without a GPU there are no such series. A value that a GPU
-    or its driver does not report (utilization in MIG mode, power on some) is left out.
+    or its driver does not report (utilization in MIG mode, power on some) is left out. A MIG slice
+    has series of its own; of it, the driver reports the memory.
 
-    Source: NVIDIA's NVML API reference, "Device Queries". Written from it, not tested on a GPU.
+    Source: NVIDIA's NVML API reference, "Device Queries" and "Multi Instance GPU Management".
+    Written from it, not tested on a GPU.
     """
 
     def __init__(self, library: ModuleType | None = None) -> None:
@@ -175,14 +177,14 @@ class GpuCollector(Collector):
                 self._reading.release()
         return self._last
 
-    def uuid(self, number: int) -> str:
-        """Return the driver's unique name of a GPU; its number if the driver does not tell."""
+    def uuid(self, gpu: str) -> str:
+        """Return the driver's unique name of the GPU with a label; the label without one."""
         nvml = self._nvml
         if nvml is not None:
             with contextlib.suppress(nvml.NVMLError):
-                uuid = nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(number))
+                uuid = nvml.nvmlDeviceGetUUID(self._handle(gpu))
                 return uuid.decode() if isinstance(uuid, bytes) else str(uuid)
-        return str(number)
+        return gpu
 
     def _read_gpus(self) -> list[Metric]:
         nvml = self._nvml
@@ -200,15 +202,33 @@ class GpuCollector(Collector):
             (total, lambda device: nvml.nvmlDeviceGetMemoryInfo(device).total),
             (power, lambda device: nvml.nvmlDeviceGetPowerUsage(device) / 1000),
         ]
-        for number in range(count):
+        for gpu in (label for number in range(count) for label in self._list_labels(number)):
             try:
-                device = nvml.nvmlDeviceGetHandleByIndex(number)
-            except nvml.NVMLError:  # lost, or not accessible
+                device = self._handle(gpu)
+            except nvml.NVMLError:  # lost, not accessible, or no such slice
                 continue
             for family, read in readers:
                 with contextlib.suppress(nvml.NVMLError):  # this GPU does not report it
-                    family.add_metric([str(number)], read(device))
+                    family.add_metric([gpu], read(device))
         return [family for family, _ in readers if family.samples]
+
+    def _list_labels(self, number: int) -> list[str]:
+        """Return the label of a GPU and those of the slices that it can have at most."""
+        nvml = self._nvml
+        assert nvml is not None  # noqa: S101  for the type checker
+        slices = 0
+        with contextlib.suppress(nvml.NVMLError, AttributeError):  # neither it nor the package can
+            device = nvml.nvmlDeviceGetHandleByIndex(number)
+            if nvml.nvmlDeviceGetMigMode(device)[0]:
+                slices = nvml.nvmlDeviceGetMaxMigDeviceCount(device)
+        return [str(number), *[f"{number}:{index}" for index in range(slices)]]
+
+    def _handle(self, gpu: str) -> Any:
+        nvml = self._nvml
+        assert nvml is not None  # noqa: S101  for the type checker
+        number, _, index = gpu.partition(":")
+        device = nvml.nvmlDeviceGetHandleByIndex(int(number))
+        return nvml.nvmlDeviceGetMigDeviceHandleByIndex(device, int(index)) if index else device
 
 
 def _import_nvml() -> ModuleType | None:

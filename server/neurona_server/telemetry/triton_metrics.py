@@ -76,7 +76,7 @@ class TritonMetricsCollector(Collector):
     def _rename_gpus(self, gauge: Metric) -> Metric:
         renamed = GaugeMetricFamily(GPU_NAMES[gauge.name], gauge.documentation, labels=["gpu_uuid"])
         for sample in gauge.samples:
-            uuid = self._gpus.uuid(int(sample.labels[GPU_LABEL]))
+            uuid = self._gpus.uuid(sample.labels[GPU_LABEL])
             renamed.add_metric([uuid], sample.value)
         return renamed
 

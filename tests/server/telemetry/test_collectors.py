@@ -33,6 +33,17 @@ def test_each_gpu_is_reported_in_base_units():
     }
 
 
+def test_slices_are_devices_of_their_own():
+    collector = GpuCollector(FakeNvml(1, missing=["utilization"], slices=(0, 2)))
+    assert sorted(gpu_values(collector)) == [
+        *[("memory_total_bytes", gpu) for gpu in ("0", "0:0", "0:2")],
+        *[("memory_used_bytes", gpu) for gpu in ("0", "0:0", "0:2")],
+        ("power_watts", "0"),
+    ]
+    assert collector.uuid("0:2") == "MIG-2f00"
+    assert collector.uuid("0:1") == "0:1"  # there is none
+
+
 def test_a_value_that_a_gpu_does_not_report_is_left_out():
     values = gpu_values(GpuCollector(FakeNvml(1, missing=["utilization", "power"])))
     assert set(values) == {("memory_used_bytes", "0"), ("memory_total_bytes", "0")}

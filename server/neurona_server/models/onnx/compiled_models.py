@@ -1,4 +1,4 @@
-"""What the TensorRT providers need to know of a model before they compile it to engines.
+"""What providers on GPUs need to know of a model before they compile it, or choose kernels for it.
 
 TensorRT compiles a graph for a range of shapes, its profile: the smallest, the largest, and those
 that it chooses kernels for. Without one, ONNX Runtime compiles again, for seconds to minutes, each
@@ -32,7 +32,8 @@ free sizes: a profile for the inputs of the model is not enough then."""
 
 _MAX_NAME_BYTES = 1 << 16
 _FLOAT16, _BFLOAT16 = 10, 16  # TensorProto.DataType
-_QUANTIZED = (b"QuantizeLinear", b"DequantizeLinear")
+_QUANTIZED = {b"QuantizeLinear", b"DequantizeLinear"}
+_CONVOLUTIONS = {b"Conv", b"ConvTranspose", b"FusedConv"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class GraphTraits:
     is_quantized: bool = False
     """Whether it has nodes that quantise or dequantise tensors."""
 
+    has_convolution: bool = False
+
 
 def read_traits(path: Path) -> GraphTraits:
     """Return the traits of a valid model; graphs inside its nodes do not count.
@@ -66,10 +69,10 @@ def read_traits(path: Path) -> GraphTraits:
         inputs: list[GraphInput] = []
         initialisers: set[str] = set()
         element_types: set[int] = set()
-        is_quantized = False
+        operators: set[bytes] = set()
         for part in read_fields(file, graph.start, graph.end):
-            if part.number == 1 and not is_quantized:
-                is_quantized = _read_operator(file, part) in _QUANTIZED
+            if part.number == 1:
+                operators.add(_read_operator(file, part))
             elif part.number == 5:
                 name, element_type = _read_tensor(file, part)
                 initialisers.add(name)
@@ -79,7 +82,11 @@ def read_traits(path: Path) -> GraphTraits:
     required = tuple(one for one in inputs if one.name not in initialisers)
     element_types.update(one.element_type for one in required)
     return GraphTraits(
-        required, _FLOAT16 in element_types, _BFLOAT16 in element_types, is_quantized
+        required,
+        _FLOAT16 in element_types,
+        _BFLOAT16 in element_types,
+        bool(_QUANTIZED & operators),
+        bool(_CONVOLUTIONS & operators),
     )
 
 

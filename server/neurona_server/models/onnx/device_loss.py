@@ -13,7 +13,7 @@ from neurona_server.models.onnx.runtime import RuntimeOptions, needs_gpu
 
 
 @dataclass(frozen=True)
-class Placement:
+class DevicePlacement:
     """Where and how to load a model."""
 
     options: RuntimeOptions
@@ -22,7 +22,7 @@ class Placement:
     """Why that is not as the options ask for, or ""."""
 
 
-def place(options: RuntimeOptions, wanted: Sequence[Device]) -> Placement:
+def place(options: RuntimeOptions, wanted: Sequence[Device]) -> DevicePlacement:
     """Return where to load a model for which the options name the devices `wanted`.
 
     Devices that are lost are left out. If none is left, another one of this process takes the
@@ -34,15 +34,15 @@ def place(options: RuntimeOptions, wanted: Sequence[Device]) -> Placement:
     lost = devices.DEVICES.lost
     reasons = [f"{one.label} is lost ({lost[one.label]})" for one in wanted if one.label in lost]
     if not reasons:
-        return Placement(options, tuple(wanted))
+        return DevicePlacement(options, tuple(wanted))
     reason = " and ".join(reasons)
     left = tuple(device for device in wanted if device.label not in lost)
     if left := left or devices.DEVICES.usable()[:1]:
-        return Placement(options, left, reason)
+        return DevicePlacement(options, left, reason)
     providers = tuple(name for name in options.providers if not needs_gpu((name,)))
     if options.require_gpu or not providers:
         problem = "require_gpu is set" if options.require_gpu else "its providers all need one"
         raise LoadError(f"{reason}, no other GPU is left, and {problem}")
-    return Placement(
+    return DevicePlacement(
         replace(options, providers=providers), (CPU_DEVICE,), f"runs on the CPU: {reason}"
     )

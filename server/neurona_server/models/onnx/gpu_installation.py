@@ -54,6 +54,7 @@ class CudaStatus(IntEnum):
     DEVICE_UNAVAILABLE = 46
     NO_DEVICE = 100
     NO_BINARY_FOR_GPU = 209
+    UNSUPPORTED_PTX_VERSION = 222
     OPERATING_SYSTEM = 304
     SYSTEM_NOT_READY = 802
     SYSTEM_DRIVER_MISMATCH = 803
@@ -66,8 +67,21 @@ _ENABLE_GPU = (
     "plugin and a limit for nvidia.com/gpu"
 )
 _CUDA_FAILURE = re.compile(r"CUDA failure (\d+): (.+?) ;")
+_KERNEL_FAILURE = re.compile(r"CUDA error (cudaError\w+): ?(.+)")
+_OUT_OF_MEMORY = "Failed to allocate memory for requested buffer"  # of ONNX Runtime's arena
 _MISSING_LIBRARY = re.compile(r"(lib\S+\.so[.\d]*): cannot open shared object file")
 _MAX_DETAIL = 300
+
+_RUNTIME_ERRORS = {
+    "cudaErrorMemoryAllocation": CudaStatus.OUT_OF_MEMORY,
+    "cudaErrorInsufficientDriver": CudaStatus.INSUFFICIENT_DRIVER,
+    "cudaErrorCallRequiresNewerDriver": CudaStatus.CALL_REQUIRES_NEWER_DRIVER,
+    "cudaErrorDevicesUnavailable": CudaStatus.DEVICE_UNAVAILABLE,
+    "cudaErrorNoKernelImageForDevice": CudaStatus.NO_BINARY_FOR_GPU,
+    "cudaErrorUnsupportedPtxVersion": CudaStatus.UNSUPPORTED_PTX_VERSION,
+}
+"""Errors that kernels report by the names of CUDA's runtime API alone."""
+
 _ERRORS = 3  # severity of ONNX Runtime's log
 
 # y = -x for one float, as ONNX (opset 13): the smallest model that a device must run.
@@ -158,8 +172,9 @@ def explain_failure(text: str, facts: InstallationFacts, device: int = 0) -> str
         facts: What `gather_facts` returned.
         device: The number of the device.
     """
-    if match := _CUDA_FAILURE.search(text):
-        return _explain_code(int(match[1]), match[2], facts, device)
+    code, detail = _read_error(text)
+    if code:
+        return _explain_code(code, detail, facts, device)
     if (match := _MISSING_LIBRARY.search(text)) and facts.cuda_build:
         by_file = {library.file: library for library in cuda_libraries(facts.cuda_build[0])}
         if library := by_file.get(match[1]):
@@ -169,6 +184,18 @@ def explain_failure(text: str, facts: InstallationFacts, device: int = 0) -> str
         return _explain_old_driver(facts)
     line = text.strip().partition("\n")[0]
     return f"CUDA could not be started: {line[:_MAX_DETAIL]}"
+
+
+def _read_error(text: str) -> tuple[int, str]:
+    """Return the number of CUDA's error in a message of ONNX Runtime, 0 if it has none, and text.
+
+    Calls of CUDA report a number, kernels a name, and the arena that it has got no more memory.
+    """
+    if match := _CUDA_FAILURE.search(text):
+        return int(match[1]), match[2]
+    if match := _KERNEL_FAILURE.search(text):
+        return _RUNTIME_ERRORS.get(match[1], 0), match[2]
+    return CudaStatus.OUT_OF_MEMORY if _OUT_OF_MEMORY in text else 0, text
 
 
 def _explain_missing_driver(facts: InstallationFacts, error: CudaDriverError) -> str:
@@ -220,7 +247,11 @@ def _explain_code(  # noqa: PLR0911  a case each
                 f"{LIBRARY} is the CUDA toolkit's stub, not the driver (expected no folder `stubs` "
                 "in LD_LIBRARY_PATH)"
             )
-        case CudaStatus.INSUFFICIENT_DRIVER | CudaStatus.CALL_REQUIRES_NEWER_DRIVER:
+        case (
+            CudaStatus.INSUFFICIENT_DRIVER
+            | CudaStatus.CALL_REQUIRES_NEWER_DRIVER
+            | CudaStatus.UNSUPPORTED_PTX_VERSION
+        ):
             return _explain_old_driver(facts)
         case CudaStatus.NO_BINARY_FOR_GPU:
             return _explain_no_kernels(facts, device)
@@ -237,7 +268,7 @@ def _explain_code(  # noqa: PLR0911  a case each
         case CudaStatus.OPERATING_SYSTEM | CudaStatus.UNKNOWN:
             hint = "read and write access to /dev/nvidia*, and the kernel module nvidia_uvm"
             return f"the NVIDIA driver does not start: {detail} (expected {hint})"
-    return f"the NVIDIA driver does not start: {detail} (CUDA error {code})"
+    return f"CUDA could not be started: {detail} (CUDA error {code})"
 
 
 def _explain_no_device(facts: InstallationFacts) -> str:

@@ -17,7 +17,8 @@ import onnxruntime
 
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import graph_cache, plugin_providers, runtime
+from neurona_server.models.onnx import convolution_options, graph_cache, plugin_providers, runtime
+from neurona_server.models.onnx.compiled_models import read_traits
 from neurona_server.models.onnx.compiling import find_compiler
 from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.external_data import (
@@ -107,11 +108,7 @@ def load(
 
 
 def load_with_cuda_graphs(
-    path: Path,
-    options: RuntimeOptions,
-    cancellation: LoadCancellation,
-    device: int,
-    loaded: onnxruntime.InferenceSession,
+    path: Path, options: RuntimeOptions, cancellation: LoadCancellation, device: int
 ) -> onnxruntime.InferenceSession:
     """Load the model at `path` once more, into a session that captures CUDA graphs.
 
@@ -120,17 +117,13 @@ def load_with_cuda_graphs(
         options: How it is run.
         cancellation: Ends the load early.
         device: Number of the CUDA device.
-        loaded: The session without graphs, which may have been given options of its own.
 
     Raises:
         Exception: ONNX Runtime cannot make graphs of the model, as when it has control flow or
             nodes that run on the CPU; or there is no memory left for it; or it is cancelled.
     """
     values = cuda_options(options.provider_options, device, options.gpu_memory_bytes, graphs=True)
-    own_values = loaded.get_provider_options().get(runtime.CUDA, {})
-    values |= {
-        key: own_values[key] for key in ("prefer_nhwc", "fuse_conv_bias") if key in own_values
-    }
+    values |= convolution_options.remembered_options(path, values) or {}
     loader = _Loader(path, read_outline(path), options, 1, cancellation)
     session = loader.load_once([(runtime.CUDA, values), CPU])  # where it puts shapes
     session.disable_fallback()
@@ -202,7 +195,8 @@ class _Loader:
             largest = self._options.max_rows if loaded.engines is not None else 0
             error = try_run(loaded.session, self._cancellation, largest)
             if error is None:
-                return loaded._replace(problem=problem)
+                session = self._choose_options(loaded.session, providers)
+                return loaded._replace(session=session, problem=problem)
             refused = refused or loaded._replace(problem=problem)
             if not rest:
                 return refused
@@ -214,6 +208,26 @@ class _Loader:
     def load_once(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
         """Load with all providers, and try no other way."""
         return self._load_session(providers)
+
+    def _choose_options(
+        self, session: onnxruntime.InferenceSession, providers: list[Provider]
+    ) -> onnxruntime.InferenceSession:
+        """Return the session, or a faster one with other options for convolutions."""
+        if not runtime.full_name(providers[0]) == session.get_providers()[0] == runtime.CUDA:
+            return session
+        values = runtime.options_of(providers[0])
+        remembered = convolution_options.remembered_options(self._path, values)
+        if remembered is None and not read_traits(self._path).has_convolution:
+            return session
+
+        def load_with(options: Mapping[str, str]) -> onnxruntime.InferenceSession:
+            return self._load_session([(runtime.CUDA, dict(options)), *providers[1:]])
+
+        if remembered is None:
+            return convolution_options.choose_options(
+                self._path, session, values, load_with, self._cancellation
+            )
+        return load_with({**values, **remembered}) if remembered else session
 
     def _load(self, providers: list[Provider]) -> LoadedModel:
         compiler = find_compiler(

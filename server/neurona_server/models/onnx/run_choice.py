@@ -129,7 +129,7 @@ def _find_graphs(
         return None
     try:
         session = loading.load_with_cuda_graphs(
-            path, options, cancellation, candidate.device.number, candidate.session
+            path, options, cancellation, candidate.device.number
         )
     except Exception as error:  # ONNX Runtime raises a class of its own for each status
         cancellation.raise_if_cancelled()

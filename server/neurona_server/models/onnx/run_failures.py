@@ -17,6 +17,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from neurona_server.errors import DeviceLostError, DeviceMemoryError, NeuronaError
+from neurona_server.models.onnx.cuda_driver import CudaDriverError
 
 MAX_REASON_LENGTH = 120
 """Characters of an error's text that callers see."""
@@ -131,6 +132,8 @@ def classify_failure(error: BaseException) -> FailureKind | None:
     """
     if isinstance(error, MemoryError):
         return FailureKind.OUT_OF_MEMORY
+    if isinstance(error, CudaDriverError):  # of copies to and from the device's memory
+        return _kind_of_number(error.code)
     if type(error).__name__ == "InvalidArgument":  # it quotes names and shapes of the caller
         return None
     # What stands before it has the names of nodes, which the maker of the model has chosen.
@@ -204,6 +207,8 @@ def _kind_of_number(code: int) -> FailureKind:
 def _short_reason(error: BaseException) -> str:
     """Return the part of an error's text that names what happened to the device."""
     text = str(error).rpartition(_STATUS)[2]
+    if isinstance(error, CudaDriverError):
+        return f"{error.name} ({error.code})"
     if (match := _LIBRARY_FAILURE.search(text)) is not None:
         library, number, name = match.groups()
         return f"{library} error {number}: {name.strip()}"[:MAX_REASON_LENGTH]

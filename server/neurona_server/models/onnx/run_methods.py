@@ -147,7 +147,8 @@ class RunMethods:
         """Run a batch in the fastest way that is possible.
 
         Raises:
-            Exception: What the ordinary way raises, or any if the run was terminated.
+            Exception: What the ordinary way raises, or any if the run was terminated or the device
+                is lost.
         """
         failed: tuple[RunMethod, Exception] | None = None
         methods = self.order(count_rows([array.shape for array in inputs.values()]))
@@ -158,7 +159,7 @@ class RunMethods:
             try:
                 outputs = runner.run(buffers, inputs, options)
             except Exception as error:  # ONNX Runtime has a class of its own for each status
-                if options.terminate:
+                if options.terminate or classify_failure(error) is FailureKind.DEVICE_LOST:
                     raise
                 failed = method, error
                 break

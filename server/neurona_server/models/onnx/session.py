@@ -265,8 +265,13 @@ class Session:
 
     def reserve_inputs(self, slot: RunSlot, shapes: Mapping[str, tuple[int, ...]]) -> Inputs | None:
         """Return arrays to write the inputs of the slot's next run into; None if any will do."""
-        methods = self._methods
-        return None if methods is None else methods.reserve(slot, shapes)
+        if (methods := self._methods) is None:
+            return None
+        try:
+            return methods.reserve(slot, shapes)
+        except Exception as error:  # the run itself shows whether the device is to blame
+            log.debug("inputs are joined in other memory: %s", error)
+            return None
 
     def run_in_slot(
         self,
@@ -276,7 +281,23 @@ class Session:
         ranked_count: int = 0,
     ) -> Outputs:
         """Run as `run_with_options` does, on a GPU, in the fastest way that is possible."""
-        if self._prepare_thread is not None:
+        try:
+            return self._run_in_slot(slot, inputs, options, ranked_count)
+        except NeuronaError:
+            raise
+        except Exception as error:
+            if failure := self._device_failure(error):
+                raise failure from error
+            raise
+
+    def _run_in_slot(
+        self,
+        slot: RunSlot,
+        inputs: Inputs,
+        options: onnxruntime.RunOptions,
+        ranked_count: int,
+    ) -> Outputs:
+        if self._prepare_thread is not None and self._lost_error is None:
             self._prepare_thread()
         methods = self._methods
         ranker = self._ranker if ranked_count else None  # of outputs that ONNX Runtime allocates

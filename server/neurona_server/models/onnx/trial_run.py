@@ -58,25 +58,33 @@ def try_run(
     """
     first_error: Exception | None = None
     for size in TRIAL_SIZES:
-        options = onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL  # it is raised
-        options.add_run_config_entry("gpu_graph_id", "-1")  # capture no CUDA graph
         try:
-            with (
-                cancellation.interrupting(partial(_terminate, options)),
-                long_step(cancellation),
-            ):
-                for rows in [largest_rows, size] if largest_rows > size else [size]:
-                    inputs = make_ones(session, rows, size)
-                    if inputs is None:
-                        return first_error
-                    session.run(None, inputs, options)
+            for rows in [largest_rows, size] if largest_rows > size else [size]:
+                inputs = make_ones(session, rows, size)
+                if inputs is None:
+                    return first_error
+                with long_step(cancellation):
+                    run_once(session, inputs, cancellation)
         except Exception as error:
             cancellation.raise_if_cancelled()
             first_error = first_error or error
         else:
             return None
     return first_error
+
+
+def run_once(
+    session: onnxruntime.InferenceSession,
+    inputs: Mapping[str, Array],
+    cancellation: LoadCancellation,
+) -> list[Any]:
+    """Run a session as a step of a load, which can be cancelled; return all outputs."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL  # it is raised
+    options.add_run_config_entry("gpu_graph_id", "-1")  # capture no CUDA graph
+    with cancellation.interrupting(partial(_terminate, options)):
+        outputs: list[Any] = session.run(None, inputs, options)
+    return outputs
 
 
 def make_ones(

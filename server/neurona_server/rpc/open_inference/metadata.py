@@ -190,7 +190,8 @@ def _complete_tensors(declared: MutableSequence[Tensor], from_model: Sequence[Te
 
 
 def _complete_instances(config: ModelConfig, model: Model) -> None:
-    on_gpu = not model.provider.startswith("CPU")
+    gpus = [device.number for device in model.devices if device.kind == "cuda"]
+    on_gpu = bool(gpus) or not model.provider.startswith("CPU")
     kind = ModelInstanceGroup.KIND_GPU if on_gpu else ModelInstanceGroup.KIND_CPU
     if not config.instance_group:
         config.instance_group.add(name=model.name, kind=kind, count=model.instances)
@@ -200,7 +201,7 @@ def _complete_instances(config: ModelConfig, model: Model) -> None:
         if group.kind == ModelInstanceGroup.KIND_AUTO:
             group.kind = kind
         if group.kind == ModelInstanceGroup.KIND_GPU and not group.gpus:
-            group.gpus.extend([one.number for one in model.devices if one.kind == "cuda"])
+            group.gpus.extend(gpus)
 
 
 def _complete_batching(batching: ModelDynamicBatching, policy: BatchPolicy) -> None:

@@ -127,7 +127,7 @@ def without(*files: str) -> InstallationFacts:
             failing(304, "OS call failed"),
             "OS call failed (expected read and write access to /dev/nv",
         ),
-        (failing(7, "no idea"), "the NVIDIA driver does not start: no idea (CUDA error 7)"),
+        (failing(7, "no idea"), "CUDA could not be started: no idea (CUDA error 7)"),
         (
             replace(WORKING, driver_version=(12, 9), kernel_module="575.57.08"),
             f"the NVIDIA driver 575.57.08 supports CUDA 12.9, and {RUNTIME} needs CUDA 13.0 "
@@ -212,6 +212,21 @@ CALL = (
         (
             CALL.format(35, "CUDA driver version is insufficient for CUDA runtime version"),
             "(expected NVIDIA driver 580 or newer)",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Neg node. "
+            "Name:'' Status Message: CUDA error cudaErrorNoKernelImageForDevice:no kernel image is "
+            "available for execution on the device",
+            f"{RUNTIME} has no kernels for the compute capability 9.0 of NVIDIA H200 (expected an",
+        ),
+        (
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bfc_arena.cc:376 AllocateRawInternal "
+            "Failed to allocate memory for requested buffer of size 256",
+            "GPU 0 has no memory left to start CUDA",
+        ),
+        (
+            CALL.format(222, "the provided PTX was compiled with an unsupported toolchain."),
+            "580 or",
         ),
         (CALL.format(2, "out of memory"), "GPU 0 has no memory left to start CUDA"),
         (CALL.format(46, "busy or unavailable"), "(expected nvidia-smi -c DEFAULT"),

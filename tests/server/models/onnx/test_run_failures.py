@@ -9,6 +9,7 @@ import pytest
 from support import onnx_models
 
 from neurona_server.errors import DeviceLostError, DeviceMemoryError
+from neurona_server.models.onnx.cuda_driver import CudaDriverError
 from neurona_server.models.onnx.run_failures import (
     FailureKind,
     classify_failure,
@@ -134,6 +135,18 @@ def test_on_a_device_that_works_only_too_little_memory_is_its_fault():
         assert isinstance(device_failure(failure(text), "cuda:0", lambda: ""), DeviceMemoryError)
     for text in DEVICE_ERROR:
         assert device_failure(failure(text), "cuda:0", lambda: "") is None
+
+
+def test_errors_of_the_driver_are_told_apart_by_their_numbers():
+    assert classify_failure(CudaDriverError(2, "CUDA_ERROR_OUT_OF_MEMORY")) is (
+        FailureKind.OUT_OF_MEMORY
+    )
+    assert classify_failure(CudaDriverError(201, "CUDA_ERROR_INVALID_CONTEXT")) is (
+        FailureKind.DEVICE_ERROR
+    )
+    error = device_failure(CudaDriverError(719, "CUDA_ERROR_LAUNCH_FAILED"), "cuda:0")
+    assert isinstance(error, DeviceLostError)
+    assert error.reason == "CUDA_ERROR_LAUNCH_FAILED (719)"
 
 
 def test_errors_that_spoil_the_process_are_told_from_others():
