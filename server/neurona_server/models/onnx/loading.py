@@ -192,7 +192,7 @@ class _Loader:
             if started == CPU and refused is None:
                 return loaded._replace(problem=problem)
             # The largest first: TensorRT may compile for all shapes between it and the next one.
-            largest = self._options.max_rows if loaded.engines is not None else 0
+            largest = 0 if started == runtime.CUDA else self._options.max_rows
             error = try_run(loaded.session, self._cancellation, largest)
             if error is None:
                 session = self._choose_options(loaded.session, providers)
