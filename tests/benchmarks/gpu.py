@@ -130,13 +130,13 @@ class Results:
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"environment": self.environment, "left_out": self.left_out, **self.parts}
-        for name, text in (
-            ("results.json", json.dumps(content, indent=1)),
-            ("results.md", document(self)),
-        ):
-            partial = self.folder / f"{name}.part"
-            partial.write_text(text)
-            partial.replace(self.folder / name)
+        self._write("results.json", json.dumps(_without_nan(content), indent=1))
+        self._write("results.md", document(self))
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.folder / f".{name}.part"
+        partial.write_text(text)
+        partial.replace(self.folder / name)
 
     def find(self, part: str, **wanted: Any) -> dict[str, Any] | None:
         """Returns the first entry with these values."""
@@ -255,7 +255,7 @@ class Server:
             for one, value in response.version.ListFields()
             if one.name not in ("version", "state", "share", "labels")
         }
-        return ", ".join(f"{name} {value}" for name, value in values.items())
+        return ", ".join(f"{name} {' '.join(str(v).split())}" for name, v in values.items())
 
 
 @contextlib.contextmanager
@@ -632,7 +632,7 @@ def _throughput(results: Results) -> str:
                 number(entry["rows_per_second"]),
                 *(number(o["rows_per_second"]) if o else "" for o in others),
                 *(number(s["rows_per_second"]) if s else "" for s in served),
-                f"{best / entry['rows_per_second']:.2f}" if cores else "",
+                f"{_ratio(best, entry['rows_per_second']):.2f}" if cores else "",
                 " / ".join(f"{value:.1f}" for value in cores),
             ]
         )
@@ -658,7 +658,7 @@ def _latencies(results: Results) -> str:
                 number(entry["p50_ms"]),
                 number(entry["p99_ms"]),
                 number(batch),
-                f"{entry['p99_ms'] / batch:.1f}",
+                f"{_ratio(entry['p99_ms'], batch):.1f}",
                 f"{entry['rows_in_a_batch']:.1f}",
             ]
         )
@@ -684,9 +684,9 @@ def _ways(results: Results) -> str:
                     str(entry["rows"]),
                     "one request" if part == "alone" else "full batches",
                     entry["variant"],
-                    f"{usual['rows_per_second'] / entry['rows_per_second']:.2f}",
+                    f"{_ratio(usual['rows_per_second'], entry['rows_per_second']):.2f}",
                     f"{usual['p50_ms']:.3g} / {entry['p50_ms']:.3g}",
-                    f"{1 - usual['p50_ms'] / entry['p50_ms']:.0%}",
+                    f"{1 - _ratio(usual['p50_ms'], entry['p50_ms']):.0%}",
                 ]
             )
     head = [
@@ -709,6 +709,19 @@ def _single(results: Results) -> str:
     ]
     head = ["network", "rows per second", "rows in a batch", "p50, ms", "CPU cores"]
     return "## Requests of one row, at the limit\n\n" + grid(head, rows) if rows else ""
+
+
+def _without_nan(value: Any) -> Any:
+    """Returns a structure with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _ratio(value: float, to: float) -> float:
+    return value / to if to else math.nan
 
 
 def _shown(value: object) -> str:

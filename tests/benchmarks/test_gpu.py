@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -204,6 +205,23 @@ def test_large_batches_are_put_together_from_several_requests(tmp_path):
     images = gpu.Network("images", (3, 224, 224), tmp_path, 0.01)
     assert [images.request_rows(rows) for rows in (1, 8, 32, 128)] == [1, 8, 32, 32]
     assert gpu.Network("small", (28, 28), tmp_path, 0.01).request_rows(128) == 128
+
+
+def test_measurements_without_a_response_do_not_end_the_run(tmp_path):
+    results = gpu.Results(tmp_path, {"device": "the CPU", "line": "a machine"})
+    nothing = {"rows_per_second": 0.0, "p50_ms": math.nan, "p99_ms": math.nan, "cpu_cores": 0.0}
+    cell = {"network": "dense", "rows": 4, "shared_memory": False, "rows_in_a_batch": math.nan}
+    results.add("reference", kind="onnxruntime", network="dense", rows=4, **nothing, run_seconds=0)
+    for part, values in (
+        *(("served", {"variant": variant}) for variant in ("", "graphs")),
+        ("latency", {"percent": 90}),
+        ("single rows", {}),
+    ):
+        results.add(part, **cell, **values, **nothing, failed=3, errors=["UNAVAILABLE"])
+    assert "| dense | 4 | full batches | graphs | nan |" in (tmp_path / "results.md").read_text()
+    assert "Failed calls: 12." in (tmp_path / "results.md").read_text()
+    served = json.loads((tmp_path / "results.json").read_text())["served"][0]
+    assert (served["failed"], served["p50_ms"]) == (3, None)
 
 
 def test_a_failed_part_is_listed_and_the_next_one_runs(tmp_path):

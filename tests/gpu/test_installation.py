@@ -13,7 +13,11 @@ import pytest
 
 from neurona_server.models.onnx import gpu_installation, runtime
 from neurona_server.models.onnx.cuda_driver import CudaDriver, CudaDriverError, load_driver
-from neurona_server.models.onnx.cuda_libraries import cudnn_version, load_libraries
+from neurona_server.models.onnx.cuda_libraries import (
+    cudnn_cuda_major,
+    cudnn_version,
+    load_libraries,
+)
 from neurona_server.models.onnx.gpu_facts import cuda_build
 
 pytestmark = pytest.mark.usefixtures("cuda")
@@ -61,6 +65,7 @@ def test_every_library_is_found() -> None:
     assert build is not None
     assert [library.file for library in load_libraries(build[0])] == []
     assert cudnn_version().startswith("9."), cudnn_version()
+    assert cudnn_cuda_major() == build[0]
 
 
 def test_a_process_of_its_own_finds_the_libraries_too() -> None:

@@ -105,7 +105,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Help(
             "Seconds that a step of loading a model may take, such as reading and optimizing its "
             "file or one of its first runs; else it fails to load. The start waits no longer for "
-            "it. Providers that compile models, as tensorrt does, may need more. 0: no limit."
+            "it. While tensorrt compiles a model, it may take an hour. 0: no limit."
         ),
     ] = 60.0
     load_check: Annotated[
@@ -141,7 +141,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     threads: Annotated[
         int,
         Meta(ge=0, le=1024),
-        Help("CPU threads of one run. 0: the CPUs of the process, divided by instances."),
+        Help(
+            "CPU threads of one run. 0: the CPUs of the process, divided by instances; on a GPU 1."
+        ),
     ] = 0
     max_batch_rows: Annotated[
         int,

@@ -181,7 +181,7 @@ class Model:
             watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
-        self.batcher.free_memory = session.free_device_memory
+        self.batcher.free_memory = self._free_device_memory
         inputs = self.signature.inputs
         all_inputs = [*inputs, *self.signature.optional]
         lengths = _find_lengths(source, all_inputs)
@@ -267,6 +267,11 @@ class Model:
             self.degraded = f"does not run on {', '.join(sorted(missing))}; see the server's log"
         self.degraded = placement.degraded or self.degraded
 
+    def _free_device_memory(self) -> None:
+        """Return unused memory of the arenas of all models on the devices of this one."""
+        for session in {session.device: session for session in self.sessions}.values():
+            session.free_device_memory()
+
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
@@ -284,9 +289,11 @@ class Model:
     def run_method(self) -> str:
         """The same in one text; with the devices, if they differ."""
         methods = self.run_methods
+        text = "; ".join(f"{device}: {method}" for device, method in sorted(methods.items()))
         if len({*methods.values()}) == 1:
-            return next(iter(methods.values()))
-        return "; ".join(f"{device}: {method}" for device, method in sorted(methods.items()))
+            text = next(iter(methods.values()))
+        ranking = self.batcher.ranking
+        return text if ranking is None else f"{text}, classes ranked from {ranking.min_rows} rows"
 
     @property
     def log_fields(self) -> Mapping[str, str | int]:

@@ -326,5 +326,6 @@ def test_the_smallest_batch_that_it_pays_for_is_found(root, monkeypatch):
         model = server.registry.resolve("plain")
         sizes = [size for size in model.batcher.cost_model.batch_sizes if size >= 4]
         assert model.batcher.ranking.min_rows == min(sizes)
+        assert model.run_method == f"plain, classes ranked from {min(sizes)} rows"
     finally:
         server.stop()

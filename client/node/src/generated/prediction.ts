@@ -325,8 +325,9 @@ export interface VersionState {
   devices: Device[];
   /**
    * How batches run on GPUs, as it was measured before serving: "graph up to 8 rows, bound". plain is
-   * the ordinary way, bound has memory that stays, graph is a CUDA graph. "plain" on the CPU; empty
-   * if it is not loaded.
+   * the ordinary way, bound has memory that stays, graph is a CUDA graph. "classes ranked from 32
+   * rows" says from which size on the device ranks the best classes of a batch. "plain" on the CPU;
+   * empty if it is not loaded.
    */
   runMethod: string;
 }

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+_CUDNN = "libcudnn.so.9"
+
 
 @dataclass(frozen=True)
 class CudaLibrary:
@@ -41,7 +43,7 @@ def cuda_libraries(major: int) -> tuple[CudaLibrary, ...]:
         library("libcurand.so.10", "curand"),
         library(f"libcufft.so.{major - 1}", "cufft", optional=True),
         library(f"libnvrtc.so.{major}", "cuda_nvrtc", optional=True),
-        CudaLibrary("libcudnn.so.9", f"nvidia-cudnn-cu{major}", "cudnn/lib"),
+        CudaLibrary(_CUDNN, f"nvidia-cudnn-cu{major}", "cudnn/lib"),
     )
 
 
@@ -80,8 +82,20 @@ def can_load(path: str) -> bool:
 
 def cudnn_version() -> str:
     """Return the version of the cuDNN that is loaded, as "9.20.0"; "" without one."""
+    number = _ask_cudnn("cudnnGetVersion")
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number else ""
+
+
+def cudnn_cuda_major() -> int:
+    """Return the major version of the CUDA that the loaded cuDNN is built for; 0 without one."""
+    return _ask_cudnn("cudnnGetCudartVersion") // 1000
+
+
+def _ask_cudnn(function: str) -> int:
     try:
-        number: int = ctypes.CDLL("libcudnn.so.9").cudnnGetVersion()
+        call = getattr(ctypes.CDLL(_CUDNN), function)
     except (OSError, AttributeError):
-        return ""
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+        return 0
+    call.restype = ctypes.c_size_t
+    result: int = call()
+    return result

@@ -15,7 +15,12 @@ import onnxruntime
 
 from neurona_server.models.onnx import cuda_driver
 from neurona_server.models.onnx.cuda_driver import CudaDevice, CudaDriverError, load_driver
-from neurona_server.models.onnx.cuda_libraries import CudaLibrary, can_load, load_libraries
+from neurona_server.models.onnx.cuda_libraries import (
+    CudaLibrary,
+    can_load,
+    cudnn_cuda_major,
+    load_libraries,
+)
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
@@ -37,7 +42,7 @@ def has_cuda_driver() -> bool:
     return can_load(cuda_driver.LIBRARY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InstallationFacts:
     """What decides whether this process can use a GPU."""
 
@@ -53,6 +58,9 @@ class InstallationFacts:
     """The CUDA that onnxruntime was built with, None if it has no CUDA provider."""
 
     missing_libraries: tuple[CudaLibrary, ...] = ()
+
+    cudnn_cuda_major: int = 0
+    """Major version of the CUDA that cuDNN is built for; 0 if that is not known."""
 
     kernel_module: str = ""
     """Version of the machine's NVIDIA kernel module, as "580.82.07"."""
@@ -104,6 +112,7 @@ def gather_facts(root: Path = Path("/")) -> InstallationFacts:
         devices=devices,
         cuda_build=build,
         missing_libraries=tuple(missing),
+        cudnn_cuda_major=cudnn_cuda_major() if error is None and build is not None else 0,
         kernel_module=_kernel_module(root),
         driver_library=_driver_library(root),
         hardware=_has_hardware(root),

@@ -142,14 +142,7 @@ def explain_facts(facts: InstallationFacts, *, needs_cudnn: bool = True) -> str:
     too_old = [explain_device(device, build) for device in facts.devices]
     if too_old and all(too_old):
         return too_old[0]
-    return _explain_missing_libraries(
-        [
-            library
-            for library in facts.missing_libraries
-            if not library.optional and (needs_cudnn or "cudnn" not in library.file)
-        ],
-        build[0],
-    )
+    return _explain_libraries(facts, build[0], needs_cudnn=needs_cudnn)
 
 
 def explain_device(device: CudaDevice, build: tuple[int, int]) -> str:
@@ -324,9 +317,25 @@ def _explain_no_kernels(facts: InstallationFacts, device: int) -> str:
     )
 
 
-def _explain_missing_libraries(missing: Sequence[CudaLibrary], major: int) -> str:
-    if not missing:
+def _explain_libraries(facts: InstallationFacts, major: int, *, needs_cudnn: bool) -> str:
+    missing = [
+        library
+        for library in facts.missing_libraries
+        if not library.optional and (needs_cudnn or "cudnn" not in library.file)
+    ]
+    if missing:
+        return _explain_missing_libraries(missing, major)
+    cudnn = facts.cudnn_cuda_major
+    if not needs_cudnn or cudnn in (0, major):
         return ""
+    return (
+        f"cuDNN is built for CUDA {cudnn}, and onnxruntime-gpu {onnxruntime.__version__} needs it "
+        f"for CUDA {major} (expected pip uninstall nvidia-cudnn-cu{cudnn}, then pip install "
+        f"--force-reinstall --no-deps nvidia-cudnn-cu{major}: both have the same folder)"
+    )
+
+
+def _explain_missing_libraries(missing: Sequence[CudaLibrary], major: int) -> str:
     files = [library.file for library in missing]
     packages = list(dict.fromkeys(library.package for library in missing))
     cudnn = any("cudnn" in file for file in files)

@@ -192,7 +192,7 @@ class _Loader:
             if started == CPU and refused is None:
                 return loaded._replace(problem=problem)
             # The largest first: TensorRT may compile for all shapes between it and the next one.
-            largest = self._options.max_rows if loaded.engines is not None else 0
+            largest = 0 if started == runtime.CUDA else self._options.max_rows
             error = try_run(loaded.session, self._cancellation, largest)
             if error is None:
                 session = self._choose_options(loaded.session, providers)
@@ -217,7 +217,11 @@ class _Loader:
             return session
         values = runtime.options_of(providers[0])
         remembered = convolution_options.remembered_options(self._path, values)
-        if remembered is None and not read_traits(self._path).has_convolution:
+        if remembered is None and (
+            self._options.gpu_memory_bytes  # the limit of one session, not of two
+            or not convolution_options.has_room(self._outline.size, values)
+            or not read_traits(self._path).has_convolution
+        ):
             return session
 
         def load_with(options: Mapping[str, str]) -> onnxruntime.InferenceSession:

@@ -8,8 +8,9 @@ import pytest
 from neurona_server.models.onnx.cuda_libraries import cuda_libraries
 
 CODE = (
-    "from neurona_server.models.onnx.cuda_libraries import cudnn_version, load_libraries\n"
-    "print(*[one.file for one in load_libraries(13)], cudnn_version() or 'none')"
+    "from neurona_server.models.onnx import cuda_libraries as one\n"
+    "print(*[library.file for library in one.load_libraries(13)], end=' ')\n"
+    "print(one.cudnn_version() or 'none', one.cudnn_cuda_major())"
 )
 
 
@@ -35,7 +36,10 @@ def test_libraries_are_found_in_packages_anywhere_on_the_path(tmp_path: Path):
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C compiler, for stand-ins of the libraries")
     source = tmp_path / "stand_in.c"
-    source.write_text("int cudnnGetVersion(void) { return 92003; }")
+    source.write_text(
+        "unsigned long cudnnGetVersion(void) { return 92003; }\n"
+        "unsigned long cudnnGetCudartVersion(void) { return 12090; }\n"
+    )
     roots = [tmp_path / "one", tmp_path / "two"]
     for index, library in enumerate(cuda_libraries(13)):
         path = roots[index % 2] / "nvidia" / library.folder / library.file
@@ -52,7 +56,7 @@ def test_libraries_are_found_in_packages_anywhere_on_the_path(tmp_path: Path):
         )
         return done.stdout.strip()
 
-    assert run() == "9.20.3"
+    assert run() == "9.20.3 12"
     (roots[1] / "nvidia/cudnn/lib/libcudnn.so.9").write_bytes(b"")
     (roots[0] / "nvidia/cu13/lib/libcurand.so.10").unlink()
-    assert run() == "libcurand.so.10 libcudnn.so.9 none"
+    assert run() == "libcurand.so.10 libcudnn.so.9 none 0"

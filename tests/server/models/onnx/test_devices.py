@@ -103,7 +103,7 @@ def test_all_devices_are_those_that_onnxruntime_can_run_on(cuda_stub, monkeypatc
         CudaDevice(0, "TITAN V", "GPU-0", 1, (7, 0)),
         *(CudaDevice(number, "NVIDIA H200", f"GPU-{number}", 1, (9, 0)) for number in (1, 2)),
     ]
-    facts = InstallationFacts(None, (13, 0), tuple(reports), (13, 0))
+    facts = InstallationFacts(driver_version=(13, 0), devices=tuple(reports), cuda_build=(13, 0))
     monkeypatch.setattr(gpu_installation, "CHECK", InstallationCheck(lambda: facts))
     tried = []
     monkeypatch.setattr(
@@ -124,7 +124,7 @@ def test_a_device_that_is_not_in_the_options_is_not_tried(cuda_stub, monkeypatch
     """Its memory is for others: a try alone takes some hundred MB of it."""
     cuda_stand_ins.install(monkeypatch, cuda_stub, devices=2)
     reports = [CudaDevice(number, "NVIDIA H200", "GPU", 1, (9, 0)) for number in (0, 1)]
-    facts = InstallationFacts(None, (13, 0), tuple(reports), (13, 0))
+    facts = InstallationFacts(driver_version=(13, 0), devices=tuple(reports), cuda_build=(13, 0))
     monkeypatch.setattr(gpu_installation, "CHECK", InstallationCheck(lambda: facts))
     tried = []
     monkeypatch.setattr(

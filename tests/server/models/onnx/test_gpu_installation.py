@@ -32,13 +32,12 @@ from neurona_server.models.onnx.gpu_installation import (
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICE = CudaDevice(0, "NVIDIA H200", "GPU-1", 141 << 30, (9, 0))
 WORKING = InstallationFacts(
-    None,
-    (13, 0),
-    (DEVICE,),
-    (13, 0),
-    (),
-    "580.82.07",
-    "580.82.07",
+    driver_version=(13, 0),
+    devices=(DEVICE,),
+    cuda_build=(13, 0),
+    cudnn_cuda_major=13,
+    kernel_module="580.82.07",
+    driver_library="580.82.07",
     hardware=True,
     device_files=True,
 )
@@ -48,7 +47,7 @@ NO_LIBRARY = CudaDriverError(
     "libcuda.so.1: cannot open shared object file: No such file or directory",
     "libcuda.so.1",
 )
-EMPTY = InstallationFacts(NO_LIBRARY, cuda_build=(13, 0))
+EMPTY = InstallationFacts(driver_error=NO_LIBRARY, cuda_build=(13, 0))
 LIBRARIES = {library.file: library for library in cuda_libraries(13)}
 RUNTIME = f"onnxruntime-gpu {onnxruntime.__version__}"
 
@@ -133,7 +132,7 @@ def without(*files: str) -> InstallationFacts:
             f"the NVIDIA driver 575.57.08 supports CUDA 12.9, and {RUNTIME} needs CUDA 13.0 "
             "(expected NVIDIA driver 580 or newer)",
         ),
-        (replace(WORKING, driver_version=(12, 9), cuda_build=(12, 8)), ""),
+        (replace(WORKING, driver_version=(12, 9), cuda_build=(12, 8), cudnn_cuda_major=12), ""),
         (replace(WORKING, driver_version=(13, 0), cuda_build=(13, 2)), ""),  # one major version
         (
             replace(WORKING, devices=(replace(DEVICE, name="V100", compute_capability=(7, 0)),)),
@@ -155,6 +154,11 @@ def without(*files: str) -> InstallationFacts:
             "libcurand.so.10 cannot be found (expected CUDA 13: pip install nvidia-curand)",
         ),
         (without("libcufft.so.12", "libnvrtc.so.13"), ""),  # for some models only
+        (
+            replace(WORKING, cudnn_cuda_major=12),
+            f"cuDNN is built for CUDA 12, and {RUNTIME} needs it for CUDA 13 (expected pip",
+        ),
+        (replace(WORKING, cudnn_cuda_major=13), ""),
         (replace(without("libcudnn.so.9"), cuda_build=None), ""),  # explain_build says it
     ],
 )
@@ -166,6 +170,7 @@ def test_each_broken_installation_has_its_sentence(facts: InstallationFacts, rea
 
 def test_cudnn_can_be_done_without() -> None:
     assert explain_facts(without("libcudnn.so.9"), needs_cudnn=False) == ""
+    assert explain_facts(replace(WORKING, cudnn_cuda_major=12), needs_cudnn=False) == ""
     assert "libcublas" in explain_facts(
         without("libcublas.so.13", "libcudnn.so.9"), needs_cudnn=False
     )
