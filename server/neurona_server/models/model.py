@@ -181,7 +181,7 @@ class Model:
             watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
-        self.batcher.free_memory = session.free_device_memory
+        self.batcher.free_memory = self._free_device_memory
         inputs = self.signature.inputs
         all_inputs = [*inputs, *self.signature.optional]
         lengths = _find_lengths(source, all_inputs)
@@ -266,6 +266,11 @@ class Model:
         if placed and missing:
             self.degraded = f"does not run on {', '.join(sorted(missing))}; see the server's log"
         self.degraded = placement.degraded or self.degraded
+
+    def _free_device_memory(self) -> None:
+        """Return unused memory of the arenas of all models on the devices of this one."""
+        for session in {session.device: session for session in self.sessions}.values():
+            session.free_device_memory()
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"

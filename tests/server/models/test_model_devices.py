@@ -167,3 +167,16 @@ def test_a_batch_has_a_run_of_a_device_for_itself(load):
     assert all(request.succeeds() for request in requests)
     assert sum(rows) >= 1600
     assert model.drain(10)
+
+
+def test_after_a_lack_of_memory_the_arenas_of_all_devices_are_freed(load, monkeypatch):
+    freed = []
+
+    def free_memory(session):
+        freed.append(session)
+
+    monkeypatch.setattr(Session, "free_memory", free_memory)
+    model = load(ModelOptions(runtime=TWO, instances=2))
+    other = load(ModelOptions(), devices="1")
+    model.batcher.free_memory()
+    assert {*model.sessions, *other.sessions} <= {*freed}  # others of this process may be open

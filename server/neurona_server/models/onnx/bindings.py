@@ -11,7 +11,8 @@ array over it is gone.
 Facts about ONNX Runtime are from its sources (IOBinding.cc, utils.cc): an input that is bound in
 another memory than the graph wants it in is copied when it is bound, and not for each run; so each
 one is bound where the graph wants it, on the device or on the host. Written from the specification,
-and tested with a stand-in for a device on the CPU provider; not run on a GPU yet.
+and tested with a stand-in for a device on the CPU provider; not run on a GPU yet. It is one file
+since what owns memory and what binds it are right only together.
 """
 
 import ctypes
@@ -229,7 +230,7 @@ class _Buffer:
         self.address = self.host.ctypes.data if self.device is None else self.device.address
 
 
-class Slot:
+class BufferSlot:
     """The buffers and bindings of one run at a time; any thread may run it."""
 
     def __init__(self, memory: MemoryAllocator) -> None:
@@ -296,9 +297,9 @@ class BoundRunner:
         self._largest: dict[GraphTensor, int] = {}  # bytes, of all shapes that it has learned
         self._lock = threading.Lock()
 
-    def new_slot(self) -> Slot:
+    def new_slot(self) -> BufferSlot:
         """Return a slot without buffers. It lives as long as the caller keeps it."""
-        return Slot(self._memory)
+        return BufferSlot(self._memory)
 
     def learn(self, inputs: Inputs, outputs: Sequence[Any]) -> None:
         """Remember the shapes of the outputs of an ordinary run."""
@@ -332,7 +333,7 @@ class BoundRunner:
                 self._note_sizes(shapes, output_shapes)
 
     def reserve(
-        self, slot: Slot, shapes: Mapping[str, tuple[int, ...]]
+        self, slot: BufferSlot, shapes: Mapping[str, tuple[int, ...]]
     ) -> Mapping[str, Array] | None:
         """Return arrays of the given shapes to write inputs into, for the next `run` of the slot.
 
@@ -348,7 +349,7 @@ class BoundRunner:
         return None if binding is None else binding.views
 
     def run(
-        self, slot: Slot, inputs: Inputs, options: onnxruntime.RunOptions
+        self, slot: BufferSlot, inputs: Inputs, options: onnxruntime.RunOptions
     ) -> list[Array] | None:
         """Run the graph; the outputs, in its order, are the caller's.
 
@@ -382,7 +383,7 @@ class BoundRunner:
     def _execute(self, binding: Binding, options: onnxruntime.RunOptions) -> None:
         self._session.run_with_iobinding(binding.io, options)
 
-    def _collect(self, slot: Slot, binding: Binding) -> list[Array]:
+    def _collect(self, slot: BufferSlot, binding: Binding) -> list[Array]:
         arrays: list[Array] = []
         copies: list[tuple[Array, int]] = []
         for tensor, shape, address in binding.outputs:
@@ -409,7 +410,7 @@ class BoundRunner:
         except KeyError:
             return None
 
-    def _binding(self, slot: Slot, shapes: Shapes) -> Binding | None:
+    def _binding(self, slot: BufferSlot, shapes: Shapes) -> Binding | None:
         binding = slot.bindings.get(shapes)
         if binding is not None:
             slot.bindings.move_to_end(shapes)

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import onnxruntime
 
+from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import runtime
 from neurona_server.models.onnx.compiled_models import (
@@ -46,6 +47,10 @@ _LIBRARIES: Final = (
     else ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
 )
 _PACKAGE = "tensorrt_libs"  # of the wheels tensorrt-cu13-libs
+
+
+class TensorrtMissingError(Exception):
+    """TensorRT is not installed, or cannot be loaded."""
 
 
 class Compiler(Protocol):
@@ -120,6 +125,21 @@ class _TensorrtCompiler(_ProviderCompiler):
         self, load_session: LoadSession
     ) -> tuple[onnxruntime.InferenceSession, EngineFolder | None]:
         version = load_tensorrt()
+        try:
+            return self._load_through_cache(load_session, version)
+        except LoadError:
+            raise
+        except Exception as error:
+            if version:
+                raise
+            raise TensorrtMissingError(
+                f"TensorRT is not found (expected {_LIBRARIES[0]}: pip install "
+                "'tensorrt-cu13-libs<11')"
+            ) from error
+
+    def _load_through_cache(
+        self, load_session: LoadSession, version: str
+    ) -> tuple[onnxruntime.InferenceSession, EngineFolder | None]:
         derived = tensorrt_options(read_traits(self._path), self._options.max_rows)
         if any(key.startswith("trt_profile_") for key in self._values):
             derived = without_profile(derived)

@@ -21,6 +21,7 @@ import onnxruntime
 
 from neurona_server.batching.request import Array
 from neurona_server.models.load_cancellation import LoadCancellation
+from neurona_server.models.onnx.cuda_driver import CudaDriverError, load_driver
 from neurona_server.models.onnx.trial_run import TRIAL_SIZES, make_ones, run_once
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ TRIAL_ROWS: Final = 32
 BUDGET_SECONDS: Final = 60.0
 """Time after which no further candidate is tried."""
 
+MEMORY_RATIO: Final = 4
+MIN_FREE_BYTES: Final = 1 << 30
+"""Memory that must be free on the GPU: so many times the size of the file, and so many bytes."""
+
 MAX_DECISIONS: Final = 1024
 
 _OF_A_SESSION = {"device_id", "enable_cuda_graph"}
@@ -78,6 +83,19 @@ def remembered_options(path: Path, values: Mapping[str, str]) -> Mapping[str, st
     """
     with _decisions_lock:
         return _decisions.get(_key(path, values))
+
+
+def has_room(nbytes: int, values: Mapping[str, str]) -> bool:
+    """Return whether the GPU has memory left for a second copy of a model of `nbytes`.
+
+    Measuring must not take what other models need for their runs meanwhile.
+    """
+    try:
+        free, _ = load_driver().memory_info(int(values.get("device_id", "0")))
+    except CudaDriverError as error:
+        log.info("the free memory of a GPU is not known: %s", error)
+        return True
+    return free >= MEMORY_RATIO * nbytes + MIN_FREE_BYTES
 
 
 def choose_options(

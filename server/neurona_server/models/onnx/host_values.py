@@ -84,7 +84,7 @@ class _UnsuitableError(Exception):
     """No CUDA graph can be made of the model, or it is not known what it does with values."""
 
 
-class _Node(NamedTuple):
+class _GraphNode(NamedTuple):
     operator: str
     domain: str
     inputs: Sequence[str]
@@ -138,7 +138,7 @@ def _follow_values(file: BinaryIO, graph: ProtobufField) -> frozenset[str]:
     return host_values
 
 
-def _read_node(file: BinaryIO, message: ProtobufField) -> _Node:
+def _read_node(file: BinaryIO, message: ProtobufField) -> _GraphNode:
     inputs: list[str] = []
     outputs: list[str] = []
     operator = domain = ""
@@ -151,7 +151,7 @@ def _read_node(file: BinaryIO, message: ProtobufField) -> _Node:
             operator = _read(file, part)
         elif part.number == 7:
             domain = _read(file, part)
-    return _Node(operator, domain, inputs, outputs)
+    return _GraphNode(operator, domain, inputs, outputs)
 
 
 def _read(file: BinaryIO, part: ProtobufField) -> str:

@@ -217,7 +217,11 @@ class _Loader:
             return session
         values = runtime.options_of(providers[0])
         remembered = convolution_options.remembered_options(self._path, values)
-        if remembered is None and not read_traits(self._path).has_convolution:
+        if remembered is None and (
+            self._options.gpu_memory_bytes  # the limit of one session, not of two
+            or not convolution_options.has_room(self._outline.size, values)
+            or not read_traits(self._path).has_convolution
+        ):
             return session
 
         def load_with(options: Mapping[str, str]) -> onnxruntime.InferenceSession:

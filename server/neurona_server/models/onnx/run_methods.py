@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 from neurona_server.batching.request import Array, Inputs, Outputs
-from neurona_server.models.onnx.bindings import BoundRunner, Slot, count_rows
+from neurona_server.models.onnx.bindings import BoundRunner, BufferSlot, count_rows
 from neurona_server.models.onnx.cuda_graphs import GraphRunner
 from neurona_server.models.onnx.run_failures import FailureKind, classify_failure
 
@@ -76,7 +76,7 @@ class MethodTime:
 class RunSlot:
     """The buffers of one run that may be in flight, by method."""
 
-    buffers: dict[RunMethod, Slot] = field(default_factory=dict)
+    buffers: dict[RunMethod, BufferSlot] = field(default_factory=dict)
 
 
 PlainRun = Callable[[Inputs, onnxruntime.RunOptions], Outputs]
@@ -248,11 +248,11 @@ class RunMethods:
             else:
                 methods.append(method)
         alone: dict[RunMethod, list[float]] = {method: [] for method in methods}
-        written = {method: self._write(method, self.slots[0], inputs[0]) for method in methods}
+        inputs_of = {method: self._write(method, self.slots[0], inputs[0]) for method in methods}
         for _ in range(ROUNDS):
             for method in methods:
                 started = time.perf_counter()
-                self._run_with(method, self.slots[0], written[method])
+                self._run_with(method, self.slots[0], inputs_of[method])
                 alone[method].append(time.perf_counter() - started)
         self.times[rows] = {}
         for method in methods:

@@ -11,8 +11,13 @@ from onnx import TensorProto, helper
 from support import onnx_models
 
 from neurona_server.models.load_cancellation import LoadCancellation
+from neurona_server.models.onnx import compiling
 from neurona_server.models.onnx.compiled_models import MISSING_PROFILE
-from neurona_server.models.onnx.compiling import describe_gpu, find_compiler
+from neurona_server.models.onnx.compiling import (
+    TensorrtMissingError,
+    describe_gpu,
+    find_compiler,
+)
 from neurona_server.models.onnx.runtime import CPU, CUDA, RuntimeOptions
 
 TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
@@ -21,6 +26,7 @@ TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
 @pytest.fixture(autouse=True)
 def _gpu(cuda_stub, monkeypatch):
     cuda_stub.install(monkeypatch, devices=2)
+    monkeypatch.setattr(compiling, "load_tensorrt", lambda: "101300")
 
 
 @pytest.fixture
@@ -137,6 +143,18 @@ def test_a_profile_of_the_options_is_not_changed(model):
     assert [key for key in runtime.options[0] if "profile" in key] == ["trt_profile_min_shapes"]
     with pytest.raises(RuntimeError, match=MISSING_PROFILE):
         load(model, StandIn(partitioned=True), {"trt_profile_min_shapes": "x:2x3"})
+
+
+def test_without_tensorrt_the_error_says_what_to_install(model, monkeypatch):
+    monkeypatch.setattr(compiling, "load_tensorrt", str)
+
+    class Broken:
+        def load(self, providers):
+            raise RuntimeError("Please install TensorRT libraries")
+
+    with pytest.raises(TensorrtMissingError, match=r"expected libnvinfer.so.10: pip install"):
+        load(model, Broken())
+    assert load(model, StandIn())[0] == TENSORRT  # one that is found in another way
 
 
 def test_without_a_cache_engines_are_not_kept(model):

@@ -188,8 +188,9 @@ def test_a_measurement_can_be_cancelled(model):
 class Loader(loading._Loader):
     """Loads sessions that say that CUDA runs them."""
 
-    def __init__(self, path):
-        super().__init__(path, read_outline(path), RuntimeOptions(), 1, LoadCancellation())
+    def __init__(self, path, **options):
+        options = RuntimeOptions(**options)
+        super().__init__(path, read_outline(path), options, 1, LoadCancellation())
         self.loads = []
 
     def _load_session(self, providers):
@@ -218,3 +219,16 @@ def test_a_model_without_convolutions_is_not_measured(tmp_path, model):
     loader = Loader(path)
     loader.load([(CUDA, VALUES), CPU])
     assert loader.loads == [VALUES]
+
+
+def test_nothing_is_measured_without_memory_for_a_second_copy(model, cuda_stub, monkeypatch):
+    cuda_stub.install(monkeypatch, devices=1, memory=1 << 29)
+    full, limited = Loader(model), Loader(model, gpu_memory_bytes=1 << 28)
+    full.load([(CUDA, VALUES), CPU])
+    assert full.loads == [VALUES]
+    cuda_stub.configure(monkeypatch, devices=1, memory=1 << 33)
+    limited.load([(CUDA, VALUES), CPU])
+    assert limited.loads == [VALUES]
+    roomy = Loader(model)
+    roomy.load([(CUDA, VALUES), CPU])
+    assert len(roomy.loads) == 3

@@ -144,7 +144,7 @@ def test_real_providers_without_their_libraries_are_left_out(model):
     loader = _Loader(model, read_outline(model), options, 2, LoadCancellation())
     loaded = loader.load([(TENSORRT, {"device_id": "0"}), (CUDA, {"device_id": "0"}), CPU])
     assert loaded.session.get_providers() == [CPU]
-    assert loaded.problem.startswith("tensorrt could not load it: ")
+    assert loaded.problem.startswith("tensorrt could not load it: TensorRT is not found (expected ")
     assert loaded.session.get_session_options().intra_op_num_threads == 2
 
 

@@ -13,7 +13,7 @@ from support.host_memory import HostMemory, bindable
 
 from neurona_server.batching.request import Array, Inputs
 from neurona_server.models.onnx import run_methods
-from neurona_server.models.onnx.bindings import BoundRunner, Slot
+from neurona_server.models.onnx.bindings import BoundRunner, BufferSlot
 from neurona_server.models.onnx.cuda_graphs import GraphRunner
 from neurona_server.models.onnx.run_methods import (
     MethodTime,
@@ -42,7 +42,7 @@ class Timed(BoundRunner):
     runs = 0
 
     def run(
-        self, slot: Slot, inputs: Inputs, options: onnxruntime.RunOptions
+        self, slot: BufferSlot, inputs: Inputs, options: onnxruntime.RunOptions
     ) -> list[Array] | None:
         outputs = super().run(slot, inputs, options)
         if outputs is None:
@@ -114,7 +114,7 @@ def test_buffers_of_graphs_are_for_the_batches_that_run_as_graphs(tmp_path: Path
     graphs = bench.runners[GRAPH]
     run = graphs.run
 
-    def slow_for_many(slot: Slot, inputs: Inputs, options: Any) -> Any:
+    def slow_for_many(slot: BufferSlot, inputs: Inputs, options: Any) -> Any:
         time.sleep(2 * PLAIN_SECONDS if len(inputs["x"]) > 2 else 0)
         return run(slot, inputs, options)
 
