@@ -37,7 +37,21 @@ given shapes to join the inputs in, for the call, or None if any will do. They h
 are valid until the run ends."""
 
 
-@dataclass(eq=False)  # hashable, by identity
+@dataclass
+class DeviceFailures:
+    """What devices have done to the runs of a batch."""
+
+    repeated: Request | None = None
+    """The request that has run out of memory alone and runs once more."""
+
+    losses: int = 0
+    """Devices that were lost while they ran its requests."""
+
+    lost_at: float = math.inf
+    """The time at which its device was found lost while it ran."""
+
+
+@dataclass(eq=False, slots=True)  # hashable, by identity
 class Batch:
     """Requests of one group that left the queue together."""
 
@@ -68,20 +82,18 @@ class Batch:
     interrupted: bool = False
     """Whether the current run was terminated and no further one may start."""
 
-    repeated: Request | None = None
-    """The request that has run out of memory alone and runs once more."""
-
-    losses: int = 0
-    """Devices that were lost while they ran its requests."""
-
-    lost_at: float = math.inf
-    """The time at which its device was found lost while it ran."""
-
     abandoned: bool = False
     """Whether nobody waits for its run any more, which does not return from a lost device."""
 
-    thread: threading.Thread | None = None
-    """The thread of the instance that runs it, None on the CPU and inline."""
+    device_failures: "DeviceFailures | None" = None
+    """None before the first one."""
+
+    # Not set before it runs: they would make every batch slower.
+    estimate: Any = field(init=False)
+    """What admission expects of its run, a `RunningEstimate`."""
+
+    thread: threading.Thread = field(init=False)
+    """The thread of the instance that runs it; not set on the CPU and inline."""
 
     @property
     def rows(self) -> int:
@@ -91,6 +103,12 @@ class Batch:
     def queue_seconds(self) -> list[float]:
         """The seconds that each caller's request has waited in the queue."""
         return [r.dequeued_at - r.queued_at for r in self.requests for _ in range(r.count)]
+
+    def note_device_failures(self) -> "DeviceFailures":
+        """Return the failures of its devices, for one more to be added."""
+        if self.device_failures is None:
+            self.device_failures = DeviceFailures()
+        return self.device_failures
 
     def start_run(self, run: "RunningBatch", now: float) -> None:
         """Make `run` the current one; it is terminated if the batch was interrupted meanwhile."""

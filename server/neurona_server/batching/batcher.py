@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
-from neurona_server.batching.admission import Admission, RunningEstimate
+from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import (
     Batch,
+    DeviceFailures,
     RowSlice,
     Run,
     RunningBatch,
@@ -163,7 +164,6 @@ class Batcher:
         self._max_request_rows = policy.max_rows  # of a request that is not split
         self._memory_limit: MemoryLimit | None = None  # once a run has found too little memory
         self._active_batches: set[Batch] = set()
-        self._estimates: dict[Batch, RunningEstimate] = {}  # of the active batches
         self._overdue_batches: set[Batch] = set()
         self._overdue_logged_at = -math.inf
         self._stop_error: NeuronaError | None = None
@@ -297,11 +297,12 @@ class Batcher:
                         self._tracer.record_queue_times(batch.requests)
                     self.admission.observe_waits(batch.expired, batch.requests, predicted)
                 estimate = self.admission.start_batch(predicted, batch.level_rows, group)
-                self._estimates[batch] = estimate
+                batch.estimate = estimate
                 try:
                     self._run_or_halve(batch, batch.requests, new_run)
                 finally:  # or it would count as running for ever, and requests be rejected for it
-                    self._finish_estimate(batch)
+                    if not batch.abandoned:
+                        self.admission.finish_batch(estimate)
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
             log.exception("%s: a batch could not be processed", self.name)
             for request in [*batch.expired, *batch.requests]:
@@ -524,8 +525,9 @@ class Batcher:
         request = requests[0]
         if halves := batch.halve(requests) or (self._batched and batch.halve_rows(request)):
             return halves
-        if batch.repeated is not request:
-            batch.repeated = request
+        failures = batch.note_device_failures()
+        if failures.repeated is not request:
+            failures.repeated = request
             return [[request]]
         self.failure_log.record("a request ran out of memory", error, request.log_fields)
         if isinstance(error, DeviceMemoryError):
@@ -594,12 +596,13 @@ class Batcher:
         That device may be lost, too, since the inputs or the model may be to blame. A third one is
         not tried, and the error is one after which clients do not retry.
         """
-        batch.losses += 1
-        if self._scheduler.lost_error(self._runs) is None and batch.losses == 1:
+        failures = batch.note_device_failures()
+        failures.losses += 1
+        if self._scheduler.lost_error(self._runs) is None and failures.losses == 1:
             self._run_again(batch, requests)
             return
         for request in requests:
-            if batch.losses == 1:
+            if failures.losses == 1:
                 request.fail(error)
             elif request.fail(ModelFailedError()):
                 self.failure_log.record(
@@ -610,10 +613,11 @@ class Batcher:
         """Interrupt a batch whose device is lost, and abandon it if its run does not return."""
         if batch.turn is None or batch.abandoned:
             return
-        if batch.lost_at == math.inf:
-            batch.lost_at = now
+        failures = batch.note_device_failures()
+        if failures.lost_at == math.inf:
+            failures.lost_at = now
             batch.interrupt()
-        elif now - batch.lost_at >= ABANDON_SECONDS:
+        elif now - failures.lost_at >= ABANDON_SECONDS:
             batch.abandoned = True
             log.error(
                 "%s: run abandoned: it does not return from %s, which is lost",
@@ -621,15 +625,12 @@ class Batcher:
             )
             self._active_batches.discard(batch)
             self._overdue_batches.discard(batch)
-            self._finish_estimate(batch)
-            if batch.thread in self._threads:
-                self._threads.remove(batch.thread)
+            if (estimate := getattr(batch, "estimate", None)) is not None:
+                self.admission.finish_batch(estimate)
+            if (thread := getattr(batch, "thread", None)) in self._threads:
+                self._threads.remove(thread)
                 self._start_instance()
             self._run_elsewhere(batch, batch.requests, DeviceLostError(batch.turn.device, reason))
-
-    def _finish_estimate(self, batch: Batch) -> None:
-        if (estimate := self._estimates.pop(batch, None)) is not None:
-            self.admission.finish_batch(estimate)
 
     def _fail_waiting(self, error: NeuronaError) -> None:
         for request in self.queue.clear():
@@ -639,7 +640,10 @@ class Batcher:
         """Have an instance run the unfinished requests of a batch that was interrupted."""
         unfinished = [request for request in requests if not request.finished]
         if unfinished:
-            self.queue.put_back(Batch(unfinished, is_rerun=True, losses=batch.losses))
+            again = Batch(unfinished, is_rerun=True)
+            if batch.device_failures is not None:
+                again.device_failures = DeviceFailures(losses=batch.device_failures.losses)
+            self.queue.put_back(again)
             if self.queue.closed and self._threads:  # the instances may have ended
                 self._start_instance()
 
