@@ -171,7 +171,11 @@ def test_a_batch_has_a_run_of_a_device_for_itself(load):
 
 def test_after_a_lack_of_memory_the_arenas_of_all_devices_are_freed(load, monkeypatch):
     freed = []
-    monkeypatch.setattr(Session, "free_memory", freed.append)
+
+    def free_memory(session):
+        freed.append(session)
+
+    monkeypatch.setattr(Session, "free_memory", free_memory)
     model = load(ModelOptions(runtime=TWO, instances=2))
     other = load(ModelOptions(), devices="1")
     model.batcher.free_memory()
