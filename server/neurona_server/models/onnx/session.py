@@ -690,7 +690,7 @@ def _explain_degraded(
         {runtime.short_name(name): count for name, count in placement.items()},
         missing or problem,
         options.gpu_expected or options.require_gpu or has_cuda_driver(),
-        _operators_on_cpu(session),
+        () if provider == CPU else _operators_on_cpu(session),
     )
 
 
