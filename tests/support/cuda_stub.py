@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from neurona_server.models.onnx import cuda_driver
+from neurona_server.models.onnx import cuda_driver, gpu_installation
+from neurona_server.models.onnx.gpu_installation import InstallationCheck
 
 SOURCE = Path(__file__).with_name("cuda_stub.c")
 VARIABLES = ("DEVICES", "VERSION", "CAPABILITY", "MEMORY", "MIG", "ERRORS", "FILE")
@@ -36,6 +37,8 @@ class CudaStub:
     def install(self, monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
         """Make it the driver of this process until the test ends."""
         monkeypatch.setattr(cuda_driver, "LIBRARY", str(self.path))
+        # Its own: what is found out about the stand-in must not be known in later tests.
+        monkeypatch.setattr(gpu_installation, "CHECK", InstallationCheck())
         self.configure(monkeypatch, **values)
 
     def configure(self, monkeypatch: pytest.MonkeyPatch, **values: object) -> None:

@@ -208,6 +208,8 @@ def test_a_model_is_loading_then_ready_then_draining(repository, load, metrics):
     assert model.state == State.STATE_READY
     labels = {"model": "m", "version": "1", "task": "CLASSIFICATION", "provider": model.provider}
     assert metrics.registry.get_sample_value("neurona_model_info", labels) == 1
+    labels = {"model": "m", "version": "1", "device": "cpu", "method": "plain"}
+    assert metrics.registry.get_sample_value("neurona_model_run_method", labels) == 1
     assert model.drain(5.0)
     assert model.state == State.STATE_DRAINING
 

@@ -111,11 +111,10 @@ def test_batches_spread_over_the_devices(load):
     model = load(ModelOptions(runtime=TWO), scheduler)
     model.start()
     assert all(AwaitedRequest(model).succeeds() for _ in range(40))
-    used = [scheduler.use(label).seconds for label in ("cuda:0", "cuda:1")]
-    assert min(used) > 0
+    assert model.drain(10)  # a batch is counted after its responses
+    for label in ("cuda:0", "cuda:1"):
+        assert 0 < device_value(model, "run_seconds", label) <= scheduler.use(label).seconds
     assert device_value(model, "runs", "cuda:0") + device_value(model, "runs", "cuda:1") == 40
-    assert device_value(model, "run_seconds", "cuda:1") == pytest.approx(used[1], rel=0.5)
-    assert model.drain(10)
 
 
 def test_a_busy_device_is_avoided(load):

@@ -17,13 +17,15 @@ from prometheus_client import CollectorRegistry
 from support import onnx_models
 from support.fakes import FakeRequest
 from support.host_memory import HostMemory
+from support.in_process_server import InProcessServer
 
-from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.request import Array
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.onnx import loading, run_choice, run_methods, runtime, session
+from neurona_server.models.onnx.run_methods import RunMethod
 from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import DeclaredTensor, ModelSettings
@@ -273,6 +275,22 @@ def test_a_model_on_the_cpu_measures_nothing(tmp_path: Path, load: Load) -> None
     model = load(onnx_models.save_classifier(tmp_path / "model.onnx"))
     (one,) = model.sessions
     assert (one.run_method, one.slots, model.batcher.joins_in_place) == ("plain", 1, False)
+
+
+def test_describe_and_metrics_say_how_batches_run(
+    tmp_path: Path, memory: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_methods, "_order_methods", lambda times: (RunMethod.BOUND,))
+    path = tmp_path / "models" / "m" / "1" / "model.onnx"
+    onnx_models.save_classifier(path)
+    server = InProcessServer(tmp_path / "models")
+    try:
+        version = server.models.Describe(DescribeModelRequest(model="m")).version
+        assert (version.run_method, version.devices[0].label) == ("bound", "cuda:0")
+        labels = {"model": "m", "version": "1", "device": "cuda:0", "method": "bound"}
+        assert server.metrics.registry.get_sample_value("neurona_model_run_method", labels) == 1
+    finally:
+        server.stop()
 
 
 def test_what_fails_while_methods_are_measured_does_not_fail_the_load(
