@@ -31,6 +31,7 @@ from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, run_choice, run_failures, runtime
 from neurona_server.models.onnx.bindings import find_memory
 from neurona_server.models.onnx.class_ranker import ClassRanker
+from neurona_server.models.onnx.cuda_driver import relax_capture_mode
 from neurona_server.models.onnx.device_probe import probe_device
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.engine_cache import EngineFolder
@@ -157,7 +158,7 @@ class Session:
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
         self._methods: RunMethods | None = None
-        self._prepare_thread: Callable[[], None] | None = None
+        relax_capture_mode()  # other models may capture CUDA graphs while this one is loaded
         self._path, self._options = path, options
         self._lost_error: DeviceLostError | None = None
         self._engines: EngineFolder | None = None
@@ -175,6 +176,7 @@ class Session:
         if self.device.kind != "cpu":
             self._give_up_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
+        self._prepare_thread = relax_capture_mode  # before each run on a GPU
         self._run_slots = [RunSlot() for _ in range(self.slots)]
         self.placement = _placement(session)
         self.degraded = _explain_degraded(options, session, self.placement, problem, device.number)
@@ -297,8 +299,7 @@ class Session:
         options: onnxruntime.RunOptions,
         ranked_count: int,
     ) -> Outputs:
-        if self._prepare_thread is not None and self._lost_error is None:
-            self._prepare_thread()
+        self._prepare_thread()
         methods = self._methods
         ranker = self._ranker if ranked_count else None  # of outputs that ONNX Runtime allocates
         if (
