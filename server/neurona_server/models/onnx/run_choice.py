@@ -130,6 +130,7 @@ def _find_graphs(
         candidate.session.get_providers()[0] != runtime.CUDA
         or not allows_cuda_graphs(options.provider_options)
         or options.gpu_memory_bytes  # for one session
+        or "gpu_mem_limit" in options.provider_options.get("cuda", {})
         or (host_values := find_host_values(path)) is None
         or GRAPH_MEMORY_RATIO * path.stat().st_size > memory.free_bytes()
     ):

@@ -695,13 +695,14 @@ def _explain_degraded(
     """
     wanted, provider = options.providers[0], session.get_providers()[0]
     on_cpu = provider == CPU and runtime.needs_gpu([wanted])
-    missing = runtime.missing_gpu_reason(options, device) if on_cpu else ""
+    expected = options.gpu_expected or options.require_gpu or has_cuda_driver()
+    missing = runtime.missing_gpu_reason(options, device) if on_cpu and expected else ""
     return runtime.explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
         missing or problem,
-        options.gpu_expected or options.require_gpu or has_cuda_driver(),
+        expected,
         () if provider == CPU else _operators_on_cpu(session),
     )
 
