@@ -27,7 +27,9 @@ from neurona_server.models.onnx.bindings import (
 )
 from neurona_server.models.onnx.cuda_graphs import GraphRunner
 from neurona_server.models.onnx.devices import Device
+from neurona_server.models.onnx.external_data import find_external
 from neurona_server.models.onnx.host_values import find_host_values
+from neurona_server.models.onnx.model_file import read_outline
 from neurona_server.models.onnx.provider_options import allows_cuda_graphs
 from neurona_server.models.onnx.run_failures import FailureKind, classify_failure
 from neurona_server.models.onnx.run_methods import MakeInputs, RunMethod, RunMethods, RunSlot
@@ -41,7 +43,8 @@ GRAPH_SECONDS = 0.02
 which is some microseconds each, and need a second session."""
 
 GRAPH_MEMORY_RATIO = 8
-"""The device must have this many times the size of the file free to load it again for graphs."""
+"""The device must have this many times the size of the model, its external data included, free to
+load it again for graphs."""
 
 
 _abandoned: list[RunMethods | None] = []
@@ -132,7 +135,7 @@ def _find_graphs(
         or options.gpu_memory_bytes  # for one session
         or "gpu_mem_limit" in options.provider_options.get("cuda", {})
         or (host_values := find_host_values(path)) is None
-        or GRAPH_MEMORY_RATIO * path.stat().st_size > memory.free_bytes()
+        or GRAPH_MEMORY_RATIO * _count_bytes(path) > memory.free_bytes()
     ):
         return None
     seconds = []
@@ -154,6 +157,12 @@ def _find_graphs(
     if tensors is None or session.get_providers()[0] != runtime.CUDA:
         return None
     return GraphRunner(session, memory, *tensors, host_values=host_values)
+
+
+def _count_bytes(path: Path) -> int:
+    outline = read_outline(path)
+    files = {*find_external(path, outline.external).values()}
+    return outline.size + sum([file.stat().st_size for file in files])
 
 
 def _find_tensors(

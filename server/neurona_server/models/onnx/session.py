@@ -270,7 +270,7 @@ class Session:
 
     def reserve_inputs(self, slot: RunSlot, shapes: Mapping[str, tuple[int, ...]]) -> Inputs | None:
         """Return arrays to write the inputs of the slot's next run into; None if any will do."""
-        if (methods := self._methods) is None:
+        if (methods := self._methods) is None or self._lost_error is not None:
             return None
         try:
             return methods.reserve(slot, shapes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -201,6 +202,30 @@ def test_no_graphs_of_slow_models_large_ones_and_control_flow(
     assert len(graph_sessions) == 1
 
 
+def test_external_data_count_as_part_of_the_model(
+    tmp_path: Path,
+    memory: HostMemory,
+    load: Load,
+    graph_sessions: list[onnxruntime.InferenceSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = np.zeros((4, 5000), np.float32)
+    path = onnx_models.save(
+        tmp_path / "model.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": (FLOAT, ["b", 4])},
+        {"y": (FLOAT, ["b", 5000])},
+        {"w": weights},
+    )
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="w.bin")
+    monkeypatch.setattr(memory, "free_bytes", lambda: 7 * weights.nbytes)
+    load(path)
+    assert graph_sessions == []
+    monkeypatch.setattr(memory, "free_bytes", lambda: 9 * weights.nbytes)
+    load(path)
+    assert len(graph_sessions) == 1
+
+
 def test_a_model_that_onnx_runtime_makes_no_graphs_of(
     tmp_path: Path, memory: HostMemory, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +362,9 @@ def test_buffers_on_a_device_that_is_lost_are_not_freed(
     model = load(onnx_models.save_classifier(tmp_path / "model.onnx"))
     (one,) = model.sessions
     buffers = [slot.buffers[RunMethod.BOUND] for slot in one._run_slots]
+    assert one.reserve_inputs(one._run_slots[0], {"x": (2, 4)}) is not None
     one.abandon(DeviceLostError("cuda:0", "gone"))
+    assert one.reserve_inputs(one._run_slots[0], {"x": (2, 4)}) is None  # nor is more made
     one.close()
     assert [slot.buffers[RunMethod.BOUND] for slot in one._run_slots] == buffers
 
