@@ -209,3 +209,44 @@ def test_a_turn_is_not_waited_for_on_lost_devices():
         with pytest.raises(DeviceLostError):
             scheduler.try_turn(runs, 0.0)
     assert scheduler.lost_devices == {"cuda:0": "gone", "cuda:1": "gone, too"}
+
+
+def test_each_request_gets_one_answer_while_devices_are_lost_one_after_the_other(serve, scheduler):
+    """Some of them by an error and some by a run that does not return."""
+    hanging = [Hanging(), Hanging()]
+    left = {"cuda:0": 12, "cuda:1": 25, "cuda:2": 40, "cuda:3": 60}
+    runs = threading.Lock()
+
+    def run_on(device, number):
+        def run(inputs):
+            with runs:
+                left[device] -= 1
+            if left[device] < 0:
+                if number < len(hanging):
+                    scheduler.mark_lost(device, "the driver has not answered for 5 s")
+                    hanging[number].hang(inputs)
+                raise DeviceLostError(device, ILLEGAL_ADDRESS)
+
+        return Puppet(before=run)
+
+    puppets = {device: run_on(device, number) for number, device in enumerate(left)}
+    batcher = serve({**puppets, "cuda:4": Puppet()}, BatchPolicy(max_rows=4, inline=False))
+    requests = []
+    for value in range(400):
+        requests.append(WaitingRequest(batcher, [value]))
+        if value % 3 == 0:
+            requests[-1].done.wait(0.002)
+    answers = [one.answer for one in requests]  # each asserts that there is exactly one
+    wrong = [
+        answer
+        for value, answer in enumerate(answers)
+        if answer not in ([2 * value], ModelFailedError)
+    ]
+    assert wrong == []
+    assert answers.count(ModelFailedError) <= 16  # lost two devices
+    assert WaitingRequest(batcher, [7]).answer == [14]
+    for one in hanging:
+        one.returns.set()
+    batcher.close()
+    assert batcher.join(batcher_module.time.monotonic() + WAIT)
+    assert not batcher._active_batches

@@ -311,14 +311,15 @@ class CudaDriver:
 
         ONNX Runtime captures in the mode in which no other thread may allocate device memory, or
         copy on the default stream (CU_STREAM_CAPTURE_MODE_GLOBAL): such a call fails. In relaxed
-        mode it does not, and is no part of the graph (cuThreadExchangeStreamCaptureMode).
+        mode it does not, and is no part of the graph (cuThreadExchangeStreamCaptureMode). An error
+        is left to the next call that is needed.
         """
         if getattr(self._thread, "relaxed", False):
             return
-        if self._function("cuThreadExchangeStreamCaptureMode") is not None:  # CUDA 10.1 and later
-            mode = ctypes.c_int(_CAPTURE_RELAXED)
-            self._call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
-        self._thread.relaxed = True
+        function = self._function("cuThreadExchangeStreamCaptureMode")
+        # CUDA 10.1 and later. An error is one of earlier work, which the next call raises.
+        if function is None or not function(ctypes.byref(ctypes.c_int(_CAPTURE_RELAXED))):
+            self._thread.relaxed = True
 
     def synchronize(self, number: int) -> None:
         """Wait for all work on a device; an error of earlier work is raised here too.
@@ -552,6 +553,12 @@ def load_driver(path: str | None = None) -> CudaDriver:
             error.version = None
         raise
     return driver
+
+
+def relax_capture_mode() -> None:
+    """Call `CudaDriver.relax_capture_mode` of the system's driver, if it has been loaded."""
+    if (driver := _drivers.get(LIBRARY)) is not None:
+        driver.relax_capture_mode()
 
 
 def _as_bytes(buffer: HostBuffer) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from neurona_server.models.onnx import cuda_driver
 from neurona_server.models.onnx.cuda_driver import CudaDriver, CudaDriverError, load_driver
-from neurona_server.models.onnx.devices import Device
+from neurona_server.models.onnx.devices import Device, device_of
 from neurona_server.models.onnx.run_failures import is_sticky_code
 
 log = logging.getLogger(__name__)
@@ -96,13 +96,12 @@ class DeviceChecks:
 
     def check(self, label: str) -> None:
         """Start to check a device by its label, as "cuda:0", unless that was just done."""
-        kind, _, number = label.partition(":")
+        device = device_of(label)
         now = time.monotonic()
         with self._lock:
-            if kind != "cuda" or now < self._next.get(label, 0.0):
+            if device.kind != "cuda" or now < self._next.get(label, 0.0):
                 return
             self._next[label] = now + self._seconds
-        device = Device("cuda", int(number))
         threading.Thread(
             target=self._check, args=(device,), name=f"check {label}", daemon=True
         ).start()

@@ -53,6 +53,15 @@ class Device:
 CPU_DEVICE = Device("cpu")
 
 
+def device_of(label: str) -> Device:
+    """Return the device that has this label, with what the label says about it."""
+    kind, _, name = label.partition(":")
+    if kind == "cpu":
+        return CPU_DEVICE
+    # A slice is the only device of its process.
+    return Device("cuda", int(name)) if name.isdecimal() else Device("cuda", 0, uuid=name)
+
+
 class DeviceTable:
     """The CUDA devices of this process, which are read once, when they are first needed.
 

@@ -9,7 +9,8 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import byte_strings, loading, run_choice, run_failures, runtime
 from neurona_server.models.onnx.bindings import find_memory
 from neurona_server.models.onnx.class_ranker import ClassRanker
+from neurona_server.models.onnx.cuda_driver import relax_capture_mode
 from neurona_server.models.onnx.device_probe import probe_device
 from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.engine_cache import EngineFolder
@@ -157,7 +159,7 @@ class Session:
         device = device or Device("cuda")
         self.journal: JournalEntry | None = None
         self._methods: RunMethods | None = None
-        self._prepare_thread: Callable[[], None] | None = None
+        relax_capture_mode()  # other models may capture CUDA graphs while this one is loaded
         self._path, self._options = path, options
         self._lost_error: DeviceLostError | None = None
         self._engines: EngineFolder | None = None
@@ -175,6 +177,7 @@ class Session:
         if self.device.kind != "cpu":
             self._give_up_threads()  # of a pool that it does not have
         self.slots = 1 if self.device.kind == "cpu" else CUDA_SLOTS
+        self._prepare_thread = relax_capture_mode  # before each run on a GPU
         self._run_slots = [RunSlot() for _ in range(self.slots)]
         self.placement = _placement(session)
         self.degraded = _explain_degraded(options, session, self.placement, problem, device.number)
@@ -245,6 +248,7 @@ class Session:
             cancellation: Ends this early.
 
         Raises:
+            DeviceLostError: The device does not work any more.
             LoadError: It was cancelled.
         """
         session = self._session
@@ -261,11 +265,12 @@ class Session:
             plain=self.run_with_options,
             slots=self._run_slots,
         )
-        self._methods = run_choice.choose(candidate, memory, sizes, make_inputs, cancellation)
+        with self._explain_failures():
+            self._methods = run_choice.choose(candidate, memory, sizes, make_inputs, cancellation)
 
     def reserve_inputs(self, slot: RunSlot, shapes: Mapping[str, tuple[int, ...]]) -> Inputs | None:
         """Return arrays to write the inputs of the slot's next run into; None if any will do."""
-        if (methods := self._methods) is None:
+        if (methods := self._methods) is None or self._lost_error is not None:
             return None
         try:
             return methods.reserve(slot, shapes)
@@ -281,14 +286,8 @@ class Session:
         ranked_count: int = 0,
     ) -> Outputs:
         """Run as `run_with_options` does, on a GPU, in the fastest way that is possible."""
-        try:
+        with self._explain_failures():
             return self._run_in_slot(slot, inputs, options, ranked_count)
-        except NeuronaError:
-            raise
-        except Exception as error:
-            if failure := self._device_failure(error):
-                raise failure from error
-            raise
 
     def _run_in_slot(
         self,
@@ -297,8 +296,7 @@ class Session:
         options: onnxruntime.RunOptions,
         ranked_count: int,
     ) -> Outputs:
-        if self._prepare_thread is not None and self._lost_error is None:
-            self._prepare_thread()
+        self._prepare_thread()
         methods = self._methods
         ranker = self._ranker if ranked_count else None  # of outputs that ONNX Runtime allocates
         if (
@@ -405,6 +403,7 @@ class Session:
         session = self._session
         if session is None:
             return False
+        relax_capture_mode()  # memory of the device is freed, perhaps beside a capture
         # ONNX Runtime shrinks arenas at the end of a run only. A run that is terminated before it
         # begins ends at once, whatever the model and its inputs are.
         options = onnxruntime.RunOptions()
@@ -432,9 +431,11 @@ class Session:
 
         A run that is in flight completes, and its memory is freed after it.
         """
-        self._session = self._methods = self._ranker = None  # unless it was abandoned
-        for slot in self._run_slots:
-            slot.buffers.clear()
+        relax_capture_mode()  # memory of the device is freed, perhaps beside a capture
+        self._session = self._methods = self._ranker = None  # freed, unless it was abandoned
+        if self._lost_error is None:
+            for slot in self._run_slots:
+                slot.buffers.clear()
         self._give_up_threads()
         self.keep_engines()
         trim_heap()
@@ -458,6 +459,18 @@ class Session:
         _abandoned_sessions.append(dict(vars(self)))
         self._lost_error = error
         self._session = None
+
+    @contextmanager
+    def _explain_failures(self) -> Iterator[None]:
+        """Raise what the device is to blame for as the error of a run that says so."""
+        try:
+            yield
+        except NeuronaError:
+            raise
+        except Exception as error:
+            if failure := self._device_failure(error):
+                raise failure from error
+            raise
 
     def _device_failure(self, error: Exception) -> NeuronaError | None:
         """Return the error of a run that failed because of the device, else None."""
@@ -682,13 +695,14 @@ def _explain_degraded(
     """
     wanted, provider = options.providers[0], session.get_providers()[0]
     on_cpu = provider == CPU and runtime.needs_gpu([wanted])
-    missing = runtime.missing_gpu_reason(options, device) if on_cpu else ""
+    expected = options.gpu_expected or options.require_gpu or has_cuda_driver()
+    missing = runtime.missing_gpu_reason(options, device) if on_cpu and expected else ""
     return runtime.explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
         missing or problem,
-        options.gpu_expected or options.require_gpu or has_cuda_driver(),
+        expected,
         () if provider == CPU else _operators_on_cpu(session),
     )
 

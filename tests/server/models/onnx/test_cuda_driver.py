@@ -15,6 +15,7 @@ from neurona_server.models.onnx.cuda_driver import (
     CudaDriver,
     CudaDriverError,
     load_driver,
+    relax_capture_mode,
 )
 
 
@@ -263,14 +264,20 @@ def test_a_failed_copy_has_ended_when_it_is_raised(
     assert caught.value.__context__.code == 700
 
 
+@pytest.mark.parametrize("way", ["context", "session"])
 def test_a_thread_goes_on_beside_captures_of_others(
-    driver: CudaDriver, cuda_stub: CudaStub
+    cuda_stub: CudaStub, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    cuda_stub.install(monkeypatch)
+    driver = load_driver()
     modes: list[int] = []
 
     def exchange() -> None:
-        with driver.context(0):
-            pass
+        if way == "context":
+            with driver.context(0):
+                pass
+        else:
+            relax_capture_mode()
         mode = ctypes.c_int(0)
         ctypes.CDLL(str(cuda_stub.path)).cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
         modes.append(mode.value)

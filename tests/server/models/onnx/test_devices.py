@@ -6,7 +6,13 @@ from support import cuda_stand_ins
 from neurona_server.errors import ConfigError
 from neurona_server.models.onnx import devices, gpu_installation
 from neurona_server.models.onnx.cuda_driver import CudaDevice
-from neurona_server.models.onnx.devices import CPU_DEVICE, Device, DeviceTable, choose_devices
+from neurona_server.models.onnx.devices import (
+    CPU_DEVICE,
+    Device,
+    DeviceTable,
+    choose_devices,
+    device_of,
+)
 from neurona_server.models.onnx.gpu_facts import InstallationFacts
 from neurona_server.models.onnx.gpu_installation import InstallationCheck
 from neurona_server.models.onnx.runtime import (
@@ -56,6 +62,12 @@ def test_devices_that_there_are_not_are_rejected(option, message):
 
 def test_labels():
     assert [one.label for one in (CPU_DEVICE, FIRST, SLICE)] == ["cpu", "cuda:0", "cuda:MIG-77"]
+
+
+def test_a_label_stands_for_its_device():
+    for device in (CPU_DEVICE, FIRST, SECOND, SLICE):
+        assert device_of(device.label).label == device.label
+    assert (device_of("cuda:1").number, device_of("cuda:MIG-77").number) == (1, 0)
 
 
 def test_the_driver_lists_the_devices(cuda_stub, monkeypatch):
