@@ -317,7 +317,7 @@ class CudaDriver:
         if getattr(self._thread, "relaxed", False):
             return
         function = self._function("cuThreadExchangeStreamCaptureMode")
-        # CUDA 10.1 and later. An error is one of earlier work, which the next call raises.
+        # CUDA 10.1 and later.
         if function is None or not function(ctypes.byref(ctypes.c_int(_CAPTURE_RELAXED))):
             self._thread.relaxed = True
 
