@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from neurona_protos.prediction_pb2 import DataType, State, Task
 from neurona_server.batching.batcher import Batcher, NewRun
@@ -181,7 +182,8 @@ class Model:
             watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
         )
-        self.batcher.free_memory = self._free_device_memory
+        # No method of the model: with a cycle, its memory would wait for the garbage collector.
+        self.batcher.free_memory = partial(_free_device_memory, self.sessions)
         inputs = self.signature.inputs
         all_inputs = [*inputs, *self.signature.optional]
         lengths = _find_lengths(source, all_inputs)
@@ -266,11 +268,6 @@ class Model:
         if placed and missing:
             self.degraded = f"does not run on {', '.join(sorted(missing))}; see the server's log"
         self.degraded = placement.degraded or self.degraded
-
-    def _free_device_memory(self) -> None:
-        """Return unused memory of the arenas of all models on the devices of this one."""
-        for session in {session.device: session for session in self.sessions}.values():
-            session.free_device_memory()
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -369,6 +366,12 @@ class Model:
         if self._journal is not None:
             self._journal.close()
         self.metrics.release()
+
+
+def _free_device_memory(sessions: Sequence[Session]) -> None:
+    """Return unused memory of the arenas of all models on the devices of these sessions."""
+    for session in {session.device: session for session in sessions}.values():
+        session.free_device_memory()
 
 
 def _cancellable_run(new_run: NewRun, cancellation: LoadCancellation) -> Run:

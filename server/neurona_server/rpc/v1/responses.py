@@ -200,7 +200,8 @@ class ResponseEncoder:
         best: Best | None = cache.get("best")
         if best is None:
             answer = part.batch.outputs[self._position]
-            if (ranked := ranked_rows(answer)) is not None:
+            ranked = None if type(answer) is np.ndarray else ranked_rows(answer)
+            if ranked is not None:
                 ranked = ranked.softmax() if self._softmax else ranked
                 classes, selected = ranked.indices[:, 0], ranked.values[:, 0]
             else:
