@@ -402,9 +402,8 @@ class Batcher:
             request.cancel(error)
         return sum([request.count for request in unfinished])
 
-    def release_device(self) -> None:
-        """Remove the model from the scheduler and the watchdog, after its last run."""
-        self._scheduler.remove(self.name)
+    def stop_watching(self) -> None:
+        """Remove the model from the watchdog, after its last run."""
         self._watchdog.remove(self)
 
     def _start_instance(self) -> None:
