@@ -173,6 +173,33 @@ def test_bound_runs_with_lengths_on_the_host(tmp_path: Path, memory: CudaMemory)
         assert same_answers(outputs, expected), f"lengths {lengths}"
 
 
+def test_a_run_that_is_terminated_leaves_the_next_one_alone(
+    tmp_path: Path, memory: CudaMemory
+) -> None:
+    """Its kernels go on for a while, with the same buffers."""
+    path = save_perceptron(tmp_path / "model.onnx")
+    session = open_session(path, CUDA)
+    runner = BoundRunner(session, memory, *tensors(session, memory))
+    expected = [session.run(None, {"x": rows(512, seed)}) for seed in (1, 2)]
+    runner.learn({"x": rows(512, 1)}, expected[0])
+    slot = runner.new_slot()
+    terminated = 0
+    for attempt in range(50):
+        ended = options()
+        timer = threading.Timer(attempt * 2e-5, setattr, (ended, "terminate", True))
+        timer.start()
+        try:
+            runner.run(slot, {"x": rows(512, 1)}, ended)
+        except Exception as error:  # ONNX Runtime has a class of its own for each status
+            if "terminate" not in str(error):
+                raise
+            terminated += 1
+        outputs = runner.run(slot, {"x": rows(512, 2)}, options())
+        assert outputs is not None
+        assert same_answers(outputs, expected[1]), f"attempt {attempt}, {terminated} terminated"
+        timer.join()
+
+
 def test_two_threads_run_bound_at_once(tmp_path: Path, memory: CudaMemory) -> None:
     session = open_session(save_perceptron(tmp_path / "model.onnx"), CUDA)
     runner = BoundRunner(session, memory, *tensors(session, memory))

@@ -13,7 +13,8 @@
    CUDA_STUB_MIG         set: the devices are slices of GPUs
    CUDA_STUB_ERRORS      functions that fail, as "cuInit=100,cuMemcpyDtoH=700", without _v2; one
                          with the value "hang" does not return
-   CUDA_STUB_FILE        a file with more of them, for a process that runs already
+   CUDA_STUB_FILE        a file with more of them, for a process that runs already; a function that
+                         hangs because of it returns once the file does not list it
    CUDA_VISIBLE_DEVICES  as in CUDA: numbers or uuids of devices; "" hides all
 
    A device has the uuid 00000000-0000-0000-0000-00000000000N. */
@@ -82,20 +83,27 @@ static int listed(const char *list, const char *function) {
     return 0;
 }
 
+static int listed_in_file(const char *path, const char *function) {
+    char content[4096] = "";
+    FILE *file = fopen(path, "r");
+    if (!file)
+        return 0;
+    content[fread(content, 1, sizeof content - 1, file)] = 0;
+    fclose(file);
+    return listed(content, function);
+}
+
 static int failure(const char *function) {
     int code = listed(getenv("CUDA_STUB_ERRORS"), function);
     const char *path = getenv("CUDA_STUB_FILE");
-    if (!code && path) {
-        char content[4096] = "";
-        FILE *file = fopen(path, "r");
-        if (file) {
-            content[fread(content, 1, sizeof content - 1, file)] = 0;
-            fclose(file);
-            code = listed(content, function);
-        }
-    }
+    char copy[4096]; /* the environment may change while this hangs */
     while (code == -1)
         pause();
+    if (code || !path)
+        return code;
+    snprintf(copy, sizeof copy, "%s", path);
+    while ((code = listed_in_file(copy, function)) == -1)
+        usleep(10000);
     return code;
 }
 

@@ -3,7 +3,8 @@ takes as that of its own device."""
 
 import ctypes
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class HostBuffer:
 class HostMemory:
     """Allocates memory of the host for both sides, and counts what is alive.
 
-    `copies` has a tuple ("in" or "out", bytes) for each copy.
+    `copies` has a tuple ("in" or "out", bytes) for each copy, `synchronizations` the number of
+    times that a thread waited for the device; `active` tells whether it is the current one.
     """
 
     device_type = "cpu"
@@ -43,12 +45,25 @@ class HostMemory:
         self.copies: list[tuple[str, int]] = []
         self.allocations: list[tuple[str, int]] = []
         self.prepared_threads: set[int] = set()
+        self.synchronizations = 0
+        self.active = False
 
     def holds(self, info: onnxruntime.OrtMemoryInfo) -> bool:
         return info.name == "Cpu"
 
     def prepare_thread(self) -> None:
         self.prepared_threads.add(threading.get_ident())
+
+    @contextmanager
+    def activate(self) -> Iterator[None]:
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
+
+    def synchronize(self) -> None:
+        self.synchronizations += 1
 
     def free_bytes(self) -> int:
         return 1 << 40

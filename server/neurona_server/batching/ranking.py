@@ -13,8 +13,10 @@ import numpy as np
 from neurona_server.batching.request import Array, Request
 
 MIN_SELECTED_KEYS = 1024
-"""Keys from which on it pays to select the first of each row and sort only these. On a CPU, 5 of
-1,000 keys of 32 rows take 0.05 ms so, and 2 ms if all are sorted."""
+MIN_SELECTED_COLUMNS = 100
+"""Keys, and keys of a row, from which on it pays to select the first of each row and sort only
+these. On a CPU, 5 of 1,000 keys of 32 rows take 0.07 ms so, and 1.1 ms if all are sorted; 2 of 10
+keys of 128 rows take 0.023 and 0.015 ms."""
 
 
 class RankedRows:
@@ -61,12 +63,31 @@ class RankedRows:
     def __array__(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("only the best classes are here (expected a reader that takes RankedRows)")
 
-    def softmax(self) -> Array:
-        """Return the probabilities of the best classes of logits, in float32 or better."""
+    def softmax(self) -> "RankedRows":
+        """Return the best classes of logits with probabilities as values, in float32 or better.
+
+        Different logits may have equal probabilities, whose classes then are in ascending order.
+        """
         if self._totals is None:
             raise ValueError("ranked rows have no totals (expected them for logits)")
-        values = self.values.astype(np.promote_types(self.values.dtype, np.float32), copy=False)
-        return np.asarray(np.exp(values - values[:, :1]) / self._totals)
+        values = probabilities_of(self.values, self._totals)
+        order = np.lexsort((self.indices, -values))
+        return RankedRows(
+            np.take_along_axis(self.indices, order, axis=1),
+            np.take_along_axis(values, order, axis=1),
+            self.class_count,
+        )
+
+
+def probabilities_of(values: Array, totals: Array) -> Array:
+    """Return the probabilities of logits, in float32 or better.
+
+    Args:
+        values: Some of each row, the best among them, shape (rows, count).
+        totals: See `RankedRows`.
+    """
+    values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
+    return np.asarray(np.exp(values - values.max(axis=1, keepdims=True)) / totals)
 
 
 def ranked_rows(output: object) -> RankedRows | None:
@@ -108,7 +129,13 @@ def rank_rows(keys: Array, count: int) -> Array:
     Returns:
         Columns, shape (rows, count); those of equal keys are in ascending order.
     """
-    if keys.size < MIN_SELECTED_KEYS or not 0 < 4 * count <= keys.shape[1]:
+    columns = keys.shape[1]
+    if (
+        columns < MIN_SELECTED_COLUMNS
+        or keys.size < MIN_SELECTED_KEYS
+        or not 0 < 4 * count <= columns
+        or (keys.dtype.kind in "iu" and keys.dtype.itemsize <= 2)  # sorted by their digits
+    ):
         return np.argsort(keys, axis=1, kind="stable")[:, :count]
     last = np.partition(keys, count - 1, axis=1)[:, count - 1 : count]
     selected = keys <= last

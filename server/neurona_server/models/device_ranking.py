@@ -73,9 +73,7 @@ def find_ranking(
         return None
     started = time.monotonic()
     try:
-        for session in sessions:
-            session.open_ranker(answer.index, logits=answer.softmax)
-        ranking = _measure(model, sessions[0], signature, answer, batch_sizes, cancellation)
+        ranking = _measure(model, sessions, signature, answer, batch_sizes, cancellation)
     except Exception as error:  # ONNX Runtime raises a class of its own for each status
         cancellation.raise_if_cancelled()
         log.info("%s: its classes are ranked on the host: %s", model, error)
@@ -103,13 +101,13 @@ def _may_rank(sessions: Sequence[Session], signature: Signature, answer: TaskOut
 
 def _measure(
     model: str,
-    session: Session,
+    sessions: Sequence[Session],
     signature: Signature,
     answer: TaskOutput,
     batch_sizes: Sequence[int],
     cancellation: LoadCancellation,
 ) -> DeviceRanking | None:
-    new_run = session.runs_of_slots()[0]  # as batches run
+    new_run = sessions[0].runs_of_slots()[0]  # as batches run
 
     def run(inputs: Inputs, count: int) -> Outputs:
         cancellation.raise_if_cancelled()
@@ -123,6 +121,8 @@ def _measure(
     sizes = [size for size in batch_sizes if size * class_count >= MIN_VALUES]
     if not sizes:
         return None
+    for session in sessions:  # not before: it takes time and memory of the device
+        session.open_ranker(answer.index, logits=answer.softmax)
     smallest, end = 0, time.monotonic() + _BUDGET_SECONDS
     for size in sorted(sizes, reverse=True):
         host, device = _compare(make, size, answer, run)

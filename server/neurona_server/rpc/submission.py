@@ -193,6 +193,21 @@ class Submission(Request):
             on_answer(self, outputs)
 
 
+class DeviceSubmission(Submission):
+    """One whose response is written to a device: its workers do that, wherever the model runs.
+
+    A copy may wait for what else the device does, or never return; other requests go on.
+    """
+
+    __slots__ = ()
+
+    def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
+        if self.workers is None or outputs is None:
+            super().finish(outputs, error)
+        else:
+            self.workers.submit(partial(self._finish, outputs, error))
+
+
 def submit(
     metrics: Metrics,
     resolve: Callable[[], Model],
@@ -292,7 +307,8 @@ class _DecodableRequest:
     def send(self, inputs: Inputs, defer: Defer | None) -> Submission:
         """Submit the request with its inputs."""
         accepted, parsed = self._accepted, self._parsed
-        submission = Submission(
+        kind = DeviceSubmission if parsed.writes_to_device else Submission
+        submission = kind(
             accepted.model,
             self._responder,
             accepted.response_writer,

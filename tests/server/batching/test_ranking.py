@@ -49,6 +49,15 @@ def test_the_first_columns_are_those_of_a_stable_sort_of_all(kind):
         assert (rank_rows(keys, count) == expected[:, :count]).all(), count
 
 
+def test_few_classes_are_sorted(monkeypatch):
+    """To select the first of them takes up to six times as long, and of bytes at any number."""
+    monkeypatch.setattr(np, "partition", lambda *_, **__: pytest.fail("selected"))
+    for shape, dtype in (((500, 10), np.float32), ((100, 99), np.float16), ((32, 1000), np.int8)):
+        keys = (np.random.default_rng(1).random(shape) * 100).astype(dtype)
+        expected = np.argsort(keys, axis=1, kind="stable")[:, :2]
+        assert (rank_rows(keys, 2) == expected).all()
+
+
 @pytest.mark.parametrize("shape", [(0, 2000), (3, 0), (1, 1), (2000, 1), (1, 5000)])
 def test_any_shape(shape):
     keys = np.random.default_rng(1).random(shape)

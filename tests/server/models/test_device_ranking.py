@@ -22,6 +22,7 @@ from neurona_protos.tensors import to_tensor
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.models import device_ranking
 from neurona_server.models.onnx.class_ranker import MAX_VAIN_RUNS, ClassRanker
+from neurona_server.models.onnx.session import Session
 
 CLASSES = 2000
 LABELS = [f"class {number}" for number in range(CLASSES)]
@@ -306,13 +307,17 @@ def test_ranking_on_the_device_must_save_time(root, monkeypatch):
 
 
 def test_small_batches_and_the_cpu_are_ranked_on_the_host(root, monkeypatch):
+    """And nothing is loaded to rank them."""
     monkeypatch.setattr(device_ranking, "MIN_GAIN", -1e9)
+    opened = []
+    monkeypatch.setattr(Session, "open_ranker", lambda *_, **__: opened.append(None))
     for kinds, min_values in ((("cpu",), 9 * CLASSES), (("cuda",), CLASSES)):
         monkeypatch.setattr(device_ranking, "DEVICE_KINDS", kinds)
         monkeypatch.setattr(device_ranking, "MIN_VALUES", min_values)
         server = InProcessServer(root, BatchPolicy(max_rows=8))
         try:
             assert server.registry.resolve("plain").batcher.ranking is None
+            assert not opened
         finally:
             server.stop()
 

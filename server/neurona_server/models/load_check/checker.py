@@ -139,8 +139,11 @@ class LoadChecker:
             key = make_key(source, options, cancellation)
             if self._checked_files.has(key):
                 return
-        # One device is enough for that.
-        job = CheckJob(source, replace(options, max_devices=1), self._timeout)
+        # One device is enough for that, or the CPU: the GPU may lack the memory for a second copy,
+        # or be for one process alone.
+        runtime = replace(options.runtime, require_gpu=False)
+        options = replace(options, max_devices=1, runtime=runtime)
+        job = CheckJob(source, options, self._timeout)
         self._check_in_child(job, cancellation)
         if has_changed(source):
             raise LoadError("its files were changed while they were checked")

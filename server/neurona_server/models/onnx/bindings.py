@@ -22,6 +22,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from neurona_server.models.onnx.cuda_driver import (
     load_driver,
 )
 from neurona_server.models.onnx.devices import Device
+from neurona_server.models.onnx.run_failures import FailureKind, classify_failure
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,13 @@ MAX_POOL_BYTES = 256 << 20
 
 MIN_BLOCK_BYTES = 4096
 """Size of the smallest block for an output; others have a power of 2."""
+
+CAPTURE_SECONDS = 10.0
+"""Longest wait for a capture of another session, which may hang on a device that is lost."""
+
+capture_lock = threading.Lock()
+"""Of the process: CUDA captures on one stream at a time in the mode that ONNX Runtime has, and
+waiting for a whole device meanwhile would spoil the capture."""
 
 _HOST_MEMORY = ("Cpu", "CudaPinned")
 """ONNX Runtime's names of memory of the host, in sessions of NVIDIA's providers."""
@@ -97,6 +106,12 @@ class MemoryAllocator(Protocol):
     def prepare_thread(self) -> None:
         """Prepare the calling thread for runs in the ordinary way; again does nothing."""
 
+    def activate(self) -> AbstractContextManager[None]:
+        """Make the device the calling thread's current one, for a while."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was given."""
+
     def free_bytes(self) -> int:
         """Return the free memory of the device."""
 
@@ -123,6 +138,17 @@ class CudaMemory:
 
     def prepare_thread(self) -> None:
         self._driver.relax_capture_mode()
+
+    def activate(self) -> AbstractContextManager[None]:
+        return self._driver.context(self.number)
+
+    def synchronize(self) -> None:
+        if not capture_lock.acquire(timeout=CAPTURE_SECONDS):
+            raise TimeoutError("a CUDA graph is being captured")
+        try:
+            self._driver.synchronize(self.number)
+        finally:
+            capture_lock.release()
 
     def free_bytes(self) -> int:
         return self._driver.memory_info(self.number)[0]
@@ -172,10 +198,9 @@ class OutputPool:
         return self._allocated
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return an array of any values; of ordinary memory, once the pool has reached its limit.
+        """Return an array of any values.
 
-        Raises:
-            CudaDriverError: There is no page-locked memory left.
+        It is of ordinary memory once the pool has reached its limit, or no more can be page-locked.
         """
         nbytes = math.prod(shape) * dtype.itemsize
         size = max(MIN_BLOCK_BYTES, 1 << (nbytes - 1).bit_length())
@@ -189,7 +214,13 @@ class OutputPool:
                 if self._allocated + size > self._max_bytes:
                     return np.empty(shape, dtype)
                 self._allocated += size
-            block = self._memory.allocate_host(size)
+            try:
+                block = self._memory.allocate_host(size)
+            except CudaDriverError as error:
+                with self._lock:
+                    self._allocated -= size
+                log.debug("an output is in ordinary memory: %s", error)
+                return np.empty(shape, dtype)
         # All arrays over the block keep this object alive, and it tells when they are gone.
         lease = (ctypes.c_ubyte * nbytes).from_address(block.ctypes.data)
         weakref.finalize(lease, free.append, block).atexit = False
@@ -255,14 +286,18 @@ class BufferSlot:
             return True
         if sum(sizes.values()) > MAX_SLOT_BYTES:
             return False
-        self.reserved = None
-        self.bindings.clear()
-        buffers.clear()  # freed first: both may not fit
+        self.drop_buffers()  # freed first: both may not fit
         if sum(largest.values()) <= MAX_SLOT_BYTES:
             sizes = {tensor: max(size, largest.get(tensor, 0)) for tensor, size in sizes.items()}
         for tensor, nbytes in sizes.items():
             buffers[tensor.name] = _Buffer(self.memory, tensor, nbytes)
         return True
+
+    def drop_buffers(self) -> None:
+        """Give all memory back, with what is bound to it."""
+        self.reserved = None
+        self.bindings.clear()
+        self.buffers.clear()
 
 
 class BoundRunner:
@@ -373,8 +408,26 @@ class BoundRunner:
         if not self._prepare(binding, options):
             return None
         slot.stream.copy_in(binding.copies_in)
-        self._execute(binding, options)
+        try:
+            self._execute(binding, options)
+        except Exception as error:  # ONNX Runtime has a class of its own for each status
+            if classify_failure(error) is not FailureKind.DEVICE_LOST:
+                self._wait_for_kernels(slot)
+            raise
         return self._collect(slot, binding)
+
+    def _wait_for_kernels(self, slot: BufferSlot) -> None:
+        """Wait until a run that failed or was terminated does not use the slot's buffers any more.
+
+        ONNX Runtime waits for the kernels that it has launched only if the run succeeds
+        (InferenceSession::Run, where it cleans up the streams). The others would read the inputs
+        of the slot's next batch, and write over its outputs.
+        """
+        try:
+            self._memory.synchronize()
+        except Exception as error:
+            log.warning("the buffers of a run that failed are given up: %s", error)
+            slot.drop_buffers()
 
     def _prepare(self, binding: Binding, options: onnxruntime.RunOptions) -> bool:  # noqa: ARG002
         """Return whether the binding, whose inputs are written, can run; set options for that."""

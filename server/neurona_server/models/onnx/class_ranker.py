@@ -19,7 +19,7 @@ import onnxruntime
 
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
-from neurona_server.batching.ranking import RankedRows
+from neurona_server.batching.ranking import RankedRows, probabilities_of
 from neurona_server.batching.request import Inputs
 from neurona_server.errors import LoadError
 from neurona_server.models.onnx.graph_writer import (
@@ -142,7 +142,7 @@ class ClassRanker:
             return outputs
         outputs[self._index] = values[self._index].numpy()
         self._vain_runs += 1
-        if self._vain_runs == MAX_VAIN_RUNS and not self.failed:
+        if self._vain_runs >= MAX_VAIN_RUNS and not self.failed:
             self.failed = True
             log.info(
                 "classes are ranked on the host from now on: their values are equal, or not finite"
@@ -158,7 +158,7 @@ class ClassRanker:
 
         Returns:
             None if only the whole output can tell: some value is NaN or infinite, or more values
-            equal the last one than are wanted.
+            or probabilities equal the last one than are wanted.
         """
         class_count = output.shape()[1]
         io = self._session.io_binding()
@@ -171,7 +171,9 @@ class ClassRanker:
         values, indices, check, *totals = [value.numpy() for value in io.get_outputs()]
         if not np.isfinite(check).all():
             return None
-        if count < class_count and (values[:, count - 1] == values[:, count]).any():
+        # Of logits the host ranks the probabilities, which are equal far below the best one.
+        compared = probabilities_of(values, *totals) if totals else values
+        if count < class_count and (compared[:, count - 1] == compared[:, count]).any():
             return None
         order = np.lexsort((indices, -values))[:, :count]
         indices = np.take_along_axis(indices, order, axis=1)

@@ -4,6 +4,7 @@ They get what compiling depends on from the model's file, and a folder that keep
 compiled. Written from ONNX Runtime's documentation and sources; not run on a GPU yet.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import logging
@@ -33,6 +34,7 @@ from neurona_server.models.onnx.engine_cache import (
 )
 from neurona_server.models.onnx.external_data import find_external
 from neurona_server.models.onnx.provider_options import write_flag
+from neurona_server.models.onnx.run_failures import FailureKind, classify_failure
 from neurona_server.models.onnx.runtime import Provider, RuntimeOptions
 from neurona_server.models.onnx.trial_run import long_step
 
@@ -47,6 +49,8 @@ _LIBRARIES: Final = (
     else ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
 )
 _PACKAGE = "tensorrt_libs"  # of the wheels tensorrt-cu13-libs
+
+_OF_THE_DEVICE = (FailureKind.OUT_OF_MEMORY, FailureKind.DEVICE_LOST)
 
 
 class TensorrtMissingError(Exception):
@@ -143,31 +147,48 @@ class _TensorrtCompiler(_ProviderCompiler):
         derived = tensorrt_options(read_traits(self._path), self._options.max_rows)
         if any(key.startswith("trt_profile_") for key in self._values):
             derived = without_profile(derived)
-        cache, key = None, ""
-        if not {"trt_engine_cache_enable", "trt_engine_cache_path"} & self._values.keys():
-            cache = self._open_cache()
-        if cache is not None:
-            try:
-                key = self._key({**derived, **self._values}, version)
-            except (CudaDriverError, OSError) as error:
-                log.info("%s: its engines are not cached: %s", self._path, error)
-                cache = None
-        if cache is None:
-            return self._load(load_session, derived, {}), None
-        with cache.open(key, self._cancellation) as engines:
-            location = cache_options(engines)
-            loads_engines = engines.is_complete()
-            try:
-                return self._load(load_session, derived, location), engines
-            except Exception as error:
-                self._cancellation.raise_if_cancelled()
-                if not loads_engines:
-                    raise
-                log.warning("%s: its engines are compiled again: %s", self._path, error)
-            engines.discard()
-            session = self._load(load_session, derived, location)
-            engines.seal()
-            return session, engines
+        with contextlib.ExitStack() as stack:
+            engines: EngineFolder | None = None
+            if self._pop_cache_flags() and (cache := self._open_cache()) is not None:
+                try:
+                    key = self._key({**derived, **self._values}, version)
+                    engines = stack.enter_context(cache.open(key, self._cancellation))
+                except (CudaDriverError, OSError) as error:
+                    log.info("%s: its engines are not cached: %s", self._path, error)
+            if engines is None:
+                return self._load(load_session, derived, {}), None
+            return self._load_or_compile(load_session, derived, engines), engines
+
+    def _pop_cache_flags(self) -> bool:
+        """Return whether the engines may be in the cache folder; leave out flags without a path.
+
+        With a flag alone, ONNX Runtime would keep them in the working directory, where models of
+        one architecture get each other's.
+        """
+        if "trt_engine_cache_path" in self._values:
+            return False
+        on = write_flag("tensorrt", value=True)
+        timing, has_path = "trt_timing_cache_enable", "trt_timing_cache_path" in self._values
+        if self._values.get(timing) == on and not has_path:
+            del self._values[timing]
+        return self._values.pop("trt_engine_cache_enable", on) == on
+
+    def _load_or_compile(
+        self, load_session: LoadSession, derived: Mapping[str, str], engines: EngineFolder
+    ) -> onnxruntime.InferenceSession:
+        location = cache_options(engines)
+        loads_engines = engines.is_complete()
+        try:
+            return self._load(load_session, derived, location)
+        except Exception as error:
+            self._cancellation.raise_if_cancelled()
+            if not loads_engines or classify_failure(error) in _OF_THE_DEVICE:
+                raise
+            log.warning("%s: its engines are compiled again: %s", self._path, error)
+        engines.discard()
+        session = self._load(load_session, derived, location)
+        engines.seal()
+        return session
 
     def _load(
         self, load_session: LoadSession, derived: Mapping[str, str], location: Mapping[str, str]

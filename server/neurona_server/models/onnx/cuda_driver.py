@@ -159,6 +159,8 @@ class DeviceMemory:
         """Of the device."""
         self.address = address
         self.nbytes = nbytes
+        self.base = address
+        """Where the allocation begins that this is in: small ones share one with others."""
         self._driver = driver
         self._release = weakref.finalize(self, release)
         # At exit the driver takes back everything itself, and its library may be unloaded by then.
@@ -257,7 +259,6 @@ class CudaDriver:
         self._functions: dict[str, Any] = {}
         self._contexts: dict[int, ctypes.c_void_p] = {}
         self._thread = threading.local()
-        self._lock = threading.Lock()
 
     @property
     def version(self) -> tuple[int, int]:
@@ -315,10 +316,10 @@ class CudaDriver:
         """
         if getattr(self._thread, "relaxed", False):
             return
-        self._thread.relaxed = True
         function = self._function("cuThreadExchangeStreamCaptureMode")
-        if function is not None:  # CUDA 10.1 and later
-            function(ctypes.byref(ctypes.c_int(_CAPTURE_RELAXED)))
+        # CUDA 10.1 and later.
+        if function is None or not function(ctypes.byref(ctypes.c_int(_CAPTURE_RELAXED))):
+            self._thread.relaxed = True
 
     def synchronize(self, number: int) -> None:
         """Wait for all work on a device; an error of earlier work is raised here too.
@@ -411,7 +412,7 @@ class CudaDriver:
             except CudaDriverError:
                 memory.close()
                 raise
-        memory.nbytes = base.value + nbytes.value - address.value
+        memory.base, memory.nbytes = base.value, base.value + nbytes.value - address.value
         return memory
 
     def copy_to_host(self, number: int, target: HostBuffer, source: int) -> None:
@@ -458,17 +459,13 @@ class CudaDriver:
             pass  # the device is lost, and its memory with it
 
     def _primary_context(self, number: int) -> ctypes.c_void_p:
-        # One dictionary look-up for all but the first call; not under the lock.
+        # Without a lock: the driver has one context for each device, however many threads ask for
+        # it, and may take long or never return where a device is broken.
         context = self._contexts.get(number)
         if context is None:
-            with self._lock:
-                context = self._contexts.get(number)
-                if context is None:
-                    context = ctypes.c_void_p()
-                    self._call(
-                        "cuDevicePrimaryCtxRetain", ctypes.byref(context), self._handle(number)
-                    )
-                    self._contexts[number] = context
+            context = ctypes.c_void_p()
+            self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._handle(number))
+            self._contexts[number] = context
         return context
 
     def _handle(self, number: int) -> int:

@@ -24,10 +24,12 @@ from collections.abc import Collection, Sequence
 import onnxruntime
 
 from neurona_server.models.onnx.bindings import (
+    CAPTURE_SECONDS,
     Binding,
     BoundRunner,
     GraphTensor,
     MemoryAllocator,
+    capture_lock,
 )
 
 MAX_GRAPHS = 256
@@ -47,10 +49,6 @@ MAX_COUNTED_VALUES = 1024
 _GRAPH_ID = "gpu_graph_id"
 
 _FATAL = 4  # log_severity_level
-
-_capture_lock = threading.Lock()
-"""Of the process: CUDA captures on one stream at a time in the mode that ONNX Runtime has."""
-
 
 _threads = threading.local()
 _thread_numbers = itertools.count()
@@ -104,6 +102,7 @@ class GraphRunner(BoundRunner):
         return self._graphs
 
     def _prepare(self, binding: Binding, options: onnxruntime.RunOptions) -> bool:
+        binding.uncaptured = None  # of a run whose copies failed
         views = binding.views
         values = b"".join([views[name].tobytes() for name in self._host_values])
         key = (_thread_number(), values)
@@ -119,7 +118,9 @@ class GraphRunner(BoundRunner):
     def _execute(self, binding: Binding, options: onnxruntime.RunOptions) -> None:
         key, binding.uncaptured = binding.uncaptured, None
         if key is None:
-            with self._run_lock:
+            # ONNX Runtime launches a graph on the calling thread's current device, which may be
+            # another one that the thread has run a batch on since.
+            with self._run_lock, self._memory.activate():
                 super()._execute(binding, options)
             return
         # With options of its own, since a run that is terminated could leave a part of a graph. Its
@@ -128,14 +129,21 @@ class GraphRunner(BoundRunner):
         capture_options = onnxruntime.RunOptions()
         capture_options.log_severity_level = _FATAL
         capture_options.add_run_config_entry(_GRAPH_ID, str(number))
-        with _capture_lock, self._run_lock:
-            super()._execute(binding, capture_options)  # runs, captures and launches the graph
+        if not capture_lock.acquire(timeout=CAPTURE_SECONDS):
+            raise TimeoutError("another CUDA graph is being captured")
+        try:
+            with self._run_lock:
+                super()._execute(binding, capture_options)  # runs, captures and launches the graph
+        finally:
+            capture_lock.release()
         binding.graph_ids[key] = number
 
     def _is_capture_due(self, binding: Binding, key: tuple[int, bytes]) -> bool:
         if self._graphs >= MAX_GRAPHS or len(key[1]) > MAX_HOST_VALUES:
             return False
         if not self.eager:
+            if capture_lock.locked():  # later, rather than to wait
+                return False
             counts = binding.graph_counts
             count = counts.pop(key, 0) + 1
             if count < RUNS_BEFORE_CAPTURE:

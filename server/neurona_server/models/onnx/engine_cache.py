@@ -85,7 +85,10 @@ class EngineFolder:
 
     def is_complete(self) -> bool:
         """Return whether there are engines and all files are as they were sealed."""
-        files = _list_files(self.path)
+        try:
+            files = _list_files(self.path)
+        except OSError:  # another process has just deleted it
+            return False
         return bool(files) and files.keys() <= _sound_files(self.path)
 
     def delete_unsound(self) -> None:
@@ -129,10 +132,8 @@ class EngineCache:
             LoadError: The load was cancelled.
             OSError: The folder cannot be created.
         """
-        path = self._folder / key
-        make_private_folder(path)
+        path = self.folder(key)
         engines = EngineFolder(path, self._folder / _TIMING)
-        os.utime(path)  # most recently used
         if engines.is_complete():
             yield engines
             return
@@ -143,16 +144,19 @@ class EngineCache:
             engines.delete_unsound()
             yield engines
             engines.seal()
-            self._evict(path)
+            with contextlib.suppress(OSError):
+                self._evict(path)
 
     def folder(self, key: str) -> Path:
-        """Return a folder for a provider that checks its own files.
+        """Return the folder of one model, made if it is not there.
 
         Raises:
             OSError: It cannot be created.
         """
-        make_private_folder(self._folder / key)
-        os.utime(self._folder / key)
+        # All of them: the cache may have been deleted meanwhile.
+        for folder in (self._folder, self._folder / _TIMING, self._folder / key):
+            make_private_folder(folder)
+        os.utime(self._folder / key)  # most recently used
         return self._folder / key
 
     @contextmanager

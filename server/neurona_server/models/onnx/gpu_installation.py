@@ -371,7 +371,10 @@ def probe_device(number: int, facts: InstallationFacts) -> str:
     try:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
-        provider = (CUDA_PROVIDER, {"device_id": str(number)})
+        options = {"device_id": str(number)}
+        if any("cudnn" in library.file for library in facts.missing_libraries):
+            options["enable_cudnn"] = "0"  # without it, the provider does not start
+        provider = (CUDA_PROVIDER, options)
         session = onnxruntime.InferenceSession(PROBE_MODEL, settings, [provider], enable_fallback=0)
         if session.get_providers()[0] != CUDA_PROVIDER:
             return explain_failure(_provider_library_error(), facts, number)

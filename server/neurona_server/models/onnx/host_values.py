@@ -42,6 +42,7 @@ _HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
     "HammingWindow": (0,),
     "HannWindow": (0,),
     "LSTM": (4,),
+    "MatMulInteger": (2, 3),
     "MaxUnpool": (2,),
     "MelWeightMatrix": _ALL,
     "NonMaxSuppression": (2, 3, 4),
@@ -54,6 +55,8 @@ _HOST_INPUTS: Mapping[str, tuple[int, ...]] = {
     "ReverseSequence": (1,),
     "STFT": (1, 3),
     "SequenceAt": (1,),
+    "SequenceErase": (1,),
+    "SequenceInsert": (2,),
     "Slice": (1, 2, 3, 4),
     "Split": (1,),
     "SplitToSequence": (1,),
@@ -120,12 +123,16 @@ def _follow_values(file: BinaryIO, graph: ProtobufField) -> frozenset[str]:
                 name = _read(file, part)
                 origins[name] = frozenset([name])
     host_values: frozenset[str] = frozenset()
+    read: set[str] = set()
     if len(parts[1]) > MAX_NODES:
         raise _UnsuitableError(f"{len(parts[1])} nodes")
     for message in parts[1]:
         node = _read_node(file, message)
         if node.operator in _UNSUITABLE or node.domain not in _STANDARD_DOMAINS:
             raise _UnsuitableError(f"operator {node.domain}:{node.operator}")
+        if not read.isdisjoint(node.outputs):  # ONNX Runtime sorts them
+            raise _UnsuitableError("its nodes are not in order")
+        read.update(filter(None, node.inputs))
         own = [origins.get(name, frozenset()) for name in node.inputs]
         for index in _HOST_INPUTS.get(node.operator, ()):
             if index < len(own):

@@ -125,7 +125,9 @@ def load_with_cuda_graphs(
     values = cuda_options(options.provider_options, device, options.gpu_memory_bytes, graphs=True)
     values |= convolution_options.remembered_options(path, values) or {}
     loader = _Loader(path, read_outline(path), options, 1, cancellation)
-    session = loader.load_once([(runtime.CUDA, values), CPU])  # where it puts shapes
+    # The CPU, where ONNX Runtime puts shapes; named, it is an error where the options leave it out.
+    cpu = [CPU] if "cpu" in options.providers else []
+    session = loader.load_once([(runtime.CUDA, values), *cpu])
     session.disable_fallback()
     return session
 
@@ -216,9 +218,9 @@ class _Loader:
         if not runtime.full_name(providers[0]) == session.get_providers()[0] == runtime.CUDA:
             return session
         values = runtime.options_of(providers[0])
-        remembered = convolution_options.remembered_options(self._path, values)
-        if remembered is None and (
-            self._options.gpu_memory_bytes  # the limit of one session, not of two
+        if (
+            convolution_options.remembered_options(self._path, values) is not None
+            or "gpu_mem_limit" in values  # of one session, not of two
             or not convolution_options.has_room(self._outline.size, values)
             or not read_traits(self._path).has_convolution
         ):
@@ -227,18 +229,30 @@ class _Loader:
         def load_with(options: Mapping[str, str]) -> onnxruntime.InferenceSession:
             return self._load_session([(runtime.CUDA, dict(options)), *providers[1:]])
 
-        if remembered is None:
-            return convolution_options.choose_options(
-                self._path, session, values, load_with, self._cancellation
-            )
-        return load_with({**values, **remembered}) if remembered else session
+        return convolution_options.choose_options(
+            self._path, session, values, load_with, self._cancellation
+        )
+
+    def _with_remembered_options(self, providers: list[Provider]) -> list[Provider]:
+        """Return the providers with what an earlier session of the file has chosen.
+
+        So a later session is loaded once, and takes no memory for a second copy.
+        """
+        if runtime.full_name(providers[0]) != runtime.CUDA:
+            return providers
+        values = runtime.options_of(providers[0])
+        remembered = convolution_options.remembered_options(self._path, values)
+        if not remembered:
+            return providers
+        return [(runtime.CUDA, {**values, **remembered}), *providers[1:]]
 
     def _load(self, providers: list[Provider]) -> LoadedModel:
         compiler = find_compiler(
             providers, self._path, self._outline.external, self._options, self._cancellation
         )
         if compiler is None:
-            return LoadedModel(self._load_session(providers), self._outline)
+            session = self._load_session(self._with_remembered_options(providers))
+            return LoadedModel(session, self._outline)
         session, engines = compiler.load(self._load_session)
         return LoadedModel(session, self._outline, engines=engines)
 

@@ -24,6 +24,7 @@ ProviderOptions = Mapping[str, Mapping[str, str]]
 KEY_PATTERN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 MAX_VALUE_CHARACTERS: Final = 4096
 
+_MEMORY_LIMIT = "gpu_mem_limit"  # 0: none, as in ONNX Runtime's arenas
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _MAX_INTEGER = 2**63 - 1
 
@@ -272,11 +273,19 @@ def names_files(provider: str, key: str) -> bool:
 
 
 def merge_options(base: ProviderOptions, overrides: ProviderOptions) -> ProviderOptions:
-    """Return all options of both, those of `overrides` for keys that both have."""
-    return {
+    """Return all options of both, those of `overrides` for keys that both have.
+
+    But of two limits for the memory of a GPU the lower one: a caller's model does not raise that of
+    the server.
+    """
+    merged = {
         provider: {**base.get(provider, {}), **overrides.get(provider, {})}
         for provider in dict.fromkeys([*base, *overrides])
     }
+    limits = [int(one.get("cuda", {}).get(_MEMORY_LIMIT, "0")) for one in (base, overrides)]
+    if any(limits):
+        merged["cuda"][_MEMORY_LIMIT] = str(min(filter(None, limits)))
+    return merged
 
 
 def cuda_options(
@@ -287,14 +296,14 @@ def cuda_options(
     Args:
         options: Those of the server and of the model.
         device: Number of the GPU in this process.
-        memory_bytes: Limit of the session's memory on the GPU, if no option sets one; 0: none.
+        memory_bytes: Limit of the session's memory on the GPU, unless an option sets a lower one;
+            0: none.
         graphs: Whether the session captures CUDA graphs. A session that may do so captures every
             run without an id of its own, so this is not left to the options.
     """
-    values = {**CUDA_DEFAULTS, "device_id": str(device)}
-    if memory_bytes:
-        values["gpu_mem_limit"] = str(memory_bytes)
-    values |= options.get("cuda", {})
+    limit: ProviderOptions = {"cuda": {_MEMORY_LIMIT: str(memory_bytes)}} if memory_bytes else {}
+    merged = merge_options(limit, options).get("cuda", {})
+    values = {**CUDA_DEFAULTS, "device_id": str(device), **merged}
     values.pop("enable_cuda_graph", None)
     return values | ({"enable_cuda_graph": "1"} if graphs else {})
 

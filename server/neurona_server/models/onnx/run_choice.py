@@ -16,6 +16,7 @@ import onnxruntime
 from neurona_protos.prediction_pb2 import DataType
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.batching.request import Inputs, Outputs
+from neurona_server.errors import DeviceLostError
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx import loading, runtime
 from neurona_server.models.onnx.bindings import (
@@ -26,8 +27,11 @@ from neurona_server.models.onnx.bindings import (
 )
 from neurona_server.models.onnx.cuda_graphs import GraphRunner
 from neurona_server.models.onnx.devices import Device
+from neurona_server.models.onnx.external_data import find_external
 from neurona_server.models.onnx.host_values import find_host_values
+from neurona_server.models.onnx.model_file import read_outline
 from neurona_server.models.onnx.provider_options import allows_cuda_graphs
+from neurona_server.models.onnx.run_failures import FailureKind, classify_failure
 from neurona_server.models.onnx.run_methods import MakeInputs, RunMethod, RunMethods, RunSlot
 from neurona_server.models.onnx.runtime import RuntimeOptions
 from neurona_server.models.signature import TensorSpec
@@ -39,7 +43,13 @@ GRAPH_SECONDS = 0.02
 which is some microseconds each, and need a second session."""
 
 GRAPH_MEMORY_RATIO = 8
-"""The device must have this many times the size of the file free to load it again for graphs."""
+"""The device must have this many times the size of the model, its external data included, free to
+load it again for graphs."""
+
+
+_abandoned: list[RunMethods | None] = []
+"""What was measured on devices that are lost, which is kept until the process ends: see
+`Session.abandon`."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +88,27 @@ def choose(
 
     Raises:
         LoadError: It was cancelled.
+        Exception: The device is lost.
     """
     where = f"{candidate.path} on {candidate.device.label}"
+    methods: RunMethods | None = None
     try:
         memory.prepare_thread()
         tensors = _find_tensors(candidate, candidate.session, memory)
         if tensors is None:
             return None
         runners = {RunMethod.BOUND: BoundRunner(candidate.session, memory, *tensors)}
-        methods = RunMethods(where, candidate.plain, runners, candidate.slots)
+        methods = RunMethods(
+            where, candidate.plain, runners, candidate.slots, memory.prepare_thread
+        )
         graphs = _find_graphs(candidate, memory, sizes, make_inputs, cancellation)
         if graphs is not None:
             methods.add(RunMethod.GRAPH, graphs)
         methods.choose(sizes, make_inputs, cancellation.raise_if_cancelled)
     except Exception as error:  # ONNX Runtime has a class for each status; serving goes on
+        if isinstance(error, DeviceLostError) or classify_failure(error) is FailureKind.DEVICE_LOST:
+            _abandoned.append(methods)
+            raise
         cancellation.raise_if_cancelled()
         log.warning("%s: runs are not bound: %s", where, str(error).partition("\n")[0])
         return None
@@ -116,8 +133,9 @@ def _find_graphs(
         candidate.session.get_providers()[0] != runtime.CUDA
         or not allows_cuda_graphs(options.provider_options)
         or options.gpu_memory_bytes  # for one session
+        or "gpu_mem_limit" in options.provider_options.get("cuda", {})
         or (host_values := find_host_values(path)) is None
-        or GRAPH_MEMORY_RATIO * path.stat().st_size > memory.free_bytes()
+        or GRAPH_MEMORY_RATIO * _count_bytes(path) > memory.free_bytes()
     ):
         return None
     seconds = []
@@ -139,6 +157,12 @@ def _find_graphs(
     if tensors is None or session.get_providers()[0] != runtime.CUDA:
         return None
     return GraphRunner(session, memory, *tensors, host_values=host_values)
+
+
+def _count_bytes(path: Path) -> int:
+    outline = read_outline(path)
+    files = {*find_external(path, outline.external).values()}
+    return outline.size + sum([file.stat().st_size for file in files])
 
 
 def _find_tensors(

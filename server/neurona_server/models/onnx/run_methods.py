@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 
 from neurona_server.batching.request import Array, Inputs, Outputs
+from neurona_server.errors import DeviceMemoryError
 from neurona_server.models.onnx.bindings import BoundRunner, BufferSlot, count_rows
 from neurona_server.models.onnx.cuda_graphs import GraphRunner
 from neurona_server.models.onnx.run_failures import FailureKind, classify_failure
@@ -98,6 +99,7 @@ class RunMethods:
         plain: PlainRun,
         runners: Mapping[RunMethod, BoundRunner],
         slots: Sequence[RunSlot],
+        prepare_thread: Callable[[], None] = lambda: None,
     ) -> None:
         """Use the ordinary way until another one is chosen.
 
@@ -106,9 +108,11 @@ class RunMethods:
             plain: Runs the session in the ordinary way.
             runners: The other ways.
             slots: One for each run that may be in flight; they get their buffers.
+            prepare_thread: What a thread calls before its first run.
         """
         self._name = name
         self._plain = plain
+        self._prepare_thread = prepare_thread
         self._runners: dict[RunMethod, BoundRunner] = {}
         self.times: dict[int, dict[RunMethod, MethodTime]] = {}
         self.unusable: dict[RunMethod, str] = {}
@@ -187,13 +191,21 @@ class RunMethods:
             check_cancelled: Raises if the model is not to be loaded any more.
 
         Raises:
-            Exception: The ordinary way fails.
+            Exception: The ordinary way fails, but for too little memory for the larger numbers of
+                rows; or the device is lost.
         """
+        graphs_for_more_rows = len(sizes) == 1
         end = time.monotonic() + MEASURING_BUDGET
         for rows in sizes:  # before any buffers are made, so that they are made once
             check_cancelled()
             inputs = make_inputs(rows, 1)
-            outputs = self._plain(inputs, _new_options())
+            try:
+                outputs = self._plain(inputs, _new_options())
+            except Exception as error:  # ONNX Runtime has a class of its own for each status
+                if rows == sizes[0] or not _is_out_of_memory(error):
+                    raise
+                sizes = [size for size in sizes if size < rows]
+                break
             for runner in self._runners.values():
                 runner.learn(inputs, outputs)
             if time.monotonic() > end:  # the first run of a shape may include its preparation
@@ -207,7 +219,7 @@ class RunMethods:
         for runner in self._runners.values():
             if isinstance(runner, GraphRunner):
                 runner.eager = False
-        self._decide(graphs_for_more_rows=len(sizes) == 1)
+        self._decide(graphs_for_more_rows=graphs_for_more_rows)
 
     def describe(self) -> str:
         """Return how batches run, as "graph up to 8 rows, bound"."""
@@ -280,6 +292,8 @@ class RunMethods:
                 try:
                     outputs = runner.run(slot.buffers[method], inputs[number], _new_options())
                 except Exception as error:  # ONNX Runtime has a class of its own for each status
+                    if classify_failure(error) is FailureKind.DEVICE_LOST:
+                        raise
                     return str(error).partition("\n")[0] or type(error).__name__
                 if outputs is None:
                     return None
@@ -294,6 +308,7 @@ class RunMethods:
 
         def run(slot: RunSlot) -> None:
             try:
+                self._prepare_thread()
                 own_inputs = self._write(method, slot, inputs)
                 self._run_with(method, slot, own_inputs)
                 barrier.wait()
@@ -413,6 +428,12 @@ def _order_methods(times: Mapping[RunMethod, MethodTime]) -> tuple[RunMethod, ..
         and max(one.alone / plain.alone, one.together / plain.together) <= SLOWER_RATIO
     ]
     return tuple(sorted(faster, key=lambda method: times[method].cost))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, DeviceMemoryError) or classify_failure(error) is FailureKind.OUT_OF_MEMORY
+    )
 
 
 def _new_options() -> onnxruntime.RunOptions:

@@ -156,7 +156,8 @@ def usable_providers(options: RuntimeOptions, device: int = 0) -> list[Provider]
 
     `device` is the number of the CUDA device that it is loaded on.
     """
-    return choose_providers(options, _installed_providers(), _can_use_gpu(options, device), device)
+    installed = _installed_providers(options)
+    return choose_providers(options, installed, _can_use_gpu(options, device), device)
 
 
 def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
@@ -167,7 +168,7 @@ def find_devices(options: RuntimeOptions) -> tuple[Device, ...]:
     Raises:
         ConfigError: The options name a device that there is not.
     """
-    providers = choose_providers(options, _installed_providers(), _can_use_gpu(options))
+    providers = choose_providers(options, _installed_providers(options), _can_use_gpu(options))
     if not any(full_name(provider) in CUDA_PROVIDERS for provider in providers):
         return (CPU_DEVICE,)
     # Without any, ONNX Runtime says why when it loads the model.
@@ -213,7 +214,7 @@ def missing_gpu_reason(options: RuntimeOptions | None = None, device: int | None
         ConfigError: The options name a device that there is not.
     """
     options = options or RuntimeOptions()
-    installed = [short_name(provider) for provider in _installed_providers()]
+    installed = [short_name(provider) for provider in _installed_providers(options)]
     if not needs_gpu([name for name in options.providers if name in installed]) and (
         reason := explain_build(onnxruntime.get_available_providers(), runtime_packages())
     ):
@@ -386,9 +387,9 @@ def _device_problem(options: RuntimeOptions, device: int | None) -> str:
     return gpu_installation.CHECK.problem(device, needs_cudnn=needs_cudnn)
 
 
-def _installed_providers() -> list[str]:
+def _installed_providers(options: RuntimeOptions) -> list[str]:
     available = onnxruntime.get_available_providers()
-    return [*available, *plugin_names(available)]
+    return [*available, *plugin_names(options.providers, available)]
 
 
 def _session_options(name: str, options: RuntimeOptions, device: int) -> dict[str, str]:

@@ -9,7 +9,8 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,7 @@ class Session:
             cancellation: Ends this early.
 
         Raises:
+            DeviceLostError: The device does not work any more.
             LoadError: It was cancelled.
         """
         session = self._session
@@ -263,11 +265,12 @@ class Session:
             plain=self.run_with_options,
             slots=self._run_slots,
         )
-        self._methods = run_choice.choose(candidate, memory, sizes, make_inputs, cancellation)
+        with self._explain_failures():
+            self._methods = run_choice.choose(candidate, memory, sizes, make_inputs, cancellation)
 
     def reserve_inputs(self, slot: RunSlot, shapes: Mapping[str, tuple[int, ...]]) -> Inputs | None:
         """Return arrays to write the inputs of the slot's next run into; None if any will do."""
-        if (methods := self._methods) is None:
+        if (methods := self._methods) is None or self._lost_error is not None:
             return None
         try:
             return methods.reserve(slot, shapes)
@@ -283,14 +286,8 @@ class Session:
         ranked_count: int = 0,
     ) -> Outputs:
         """Run as `run_with_options` does, on a GPU, in the fastest way that is possible."""
-        try:
+        with self._explain_failures():
             return self._run_in_slot(slot, inputs, options, ranked_count)
-        except NeuronaError:
-            raise
-        except Exception as error:
-            if failure := self._device_failure(error):
-                raise failure from error
-            raise
 
     def _run_in_slot(
         self,
@@ -406,6 +403,7 @@ class Session:
         session = self._session
         if session is None:
             return False
+        relax_capture_mode()  # memory of the device is freed, perhaps beside a capture
         # ONNX Runtime shrinks arenas at the end of a run only. A run that is terminated before it
         # begins ends at once, whatever the model and its inputs are.
         options = onnxruntime.RunOptions()
@@ -433,9 +431,11 @@ class Session:
 
         A run that is in flight completes, and its memory is freed after it.
         """
-        self._session = self._methods = self._ranker = None  # unless it was abandoned
-        for slot in self._run_slots:
-            slot.buffers.clear()
+        relax_capture_mode()  # memory of the device is freed, perhaps beside a capture
+        self._session = self._methods = self._ranker = None  # freed, unless it was abandoned
+        if self._lost_error is None:
+            for slot in self._run_slots:
+                slot.buffers.clear()
         self._give_up_threads()
         self.keep_engines()
         trim_heap()
@@ -459,6 +459,18 @@ class Session:
         _abandoned_sessions.append(dict(vars(self)))
         self._lost_error = error
         self._session = None
+
+    @contextmanager
+    def _explain_failures(self) -> Iterator[None]:
+        """Raise what the device is to blame for as the error of a run that says so."""
+        try:
+            yield
+        except NeuronaError:
+            raise
+        except Exception as error:
+            if failure := self._device_failure(error):
+                raise failure from error
+            raise
 
     def _device_failure(self, error: Exception) -> NeuronaError | None:
         """Return the error of a run that failed because of the device, else None."""
@@ -683,13 +695,14 @@ def _explain_degraded(
     """
     wanted, provider = options.providers[0], session.get_providers()[0]
     on_cpu = provider == CPU and runtime.needs_gpu([wanted])
-    missing = runtime.missing_gpu_reason(options, device) if on_cpu else ""
+    expected = options.gpu_expected or options.require_gpu or has_cuda_driver()
+    missing = runtime.missing_gpu_reason(options, device) if on_cpu and expected else ""
     return runtime.explain_degraded(
         options.providers,
         runtime.short_name(provider),
         {runtime.short_name(name): count for name, count in placement.items()},
         missing or problem,
-        options.gpu_expected or options.require_gpu or has_cuda_driver(),
+        expected,
         () if provider == CPU else _operators_on_cpu(session),
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.batching.request import Array
 from neurona_server.errors import (
+    DeviceMemoryError,
     InvalidArgumentError,
     NeuronaError,
     UnavailableError,
@@ -32,6 +33,8 @@ from neurona_server.models.onnx.cuda_driver import (
     DeviceMemory,
     load_driver,
 )
+from neurona_server.models.onnx.device_probe import probe_device
+from neurona_server.models.onnx.devices import Device
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.open_inference.messages import parse_message, unary_method
 from neurona_server.rpc.open_inference.regions import (
@@ -50,6 +53,7 @@ MIN_PINNED_BYTES = 64 << 10
 the driver copies less through a buffer of its own."""
 
 _INVALID_VALUE = 1  # CUDA_ERROR_INVALID_VALUE: also of a copy whose memory is no longer there
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _INVALID_HANDLE = 400  # CUDA_ERROR_INVALID_HANDLE
 
 
@@ -61,7 +65,7 @@ class CudaRegion(Region):
     def __init__(self, name: str, byte_size: int, memory: DeviceMemory, pool: OutputPool) -> None:
         """Make a region of `memory`, which is copied to host memory of the `pool`."""
         # The driver maps an allocation to one address, however often it is opened.
-        super().__init__(name, byte_size, (memory.number, memory.address))
+        super().__init__(name, byte_size, (memory.number, memory.base))
         self._memory = memory
         self._pool = pool
         self.device_id = memory.number
@@ -147,7 +151,7 @@ class CudaSharedMemory:
                 log.info("CUDA shared memory cannot be used: %s", error)
         else:
             self._driver = driver
-            self.workers = WorkerPool()
+            self.workers = regions.closing_workers = WorkerPool()
 
     @property
     def is_available(self) -> bool:
@@ -215,10 +219,9 @@ class CudaSharedMemory:
             call.fail(error)
             return
         regions = self._regions.unregister(call.grant.name, RegionKind.CUDA, message.name)
-        if regions and self.workers is not None:
-            self.workers.submit(partial(_close_regions, regions, call))
-        else:
-            call.reply(pb.CudaSharedMemoryUnregisterResponse().SerializeToString())
+        # The caller may free its memory as soon as it has the response.
+        response = pb.CudaSharedMemoryUnregisterResponse().SerializeToString()
+        self._regions.close(regions, partial(call.reply, response))
 
     def _open_region(
         self, driver: CudaDriver, message: pb.CudaSharedMemoryRegisterRequest
@@ -228,12 +231,21 @@ class CudaSharedMemory:
             memory = driver.ipc_open(message.device_id, message.raw_handle)
         except CudaDriverError as error:
             log.info("%s: %s", failure, error)
+            device = Device("cuda", message.device_id)
+            if error.code == _OUT_OF_MEMORY:  # of the context: a handle needs none
+                raise DeviceMemoryError(device.label) from error
+            if reason := probe_device(device):
+                raise UnavailableError(
+                    f"shared memory region {quoted(message.name)} cannot be opened: device "
+                    f"{device.number} fails: {reason}"
+                ) from error
             raise InvalidArgumentError(
                 f"{failure}: its raw_handle cannot be opened: {error.name} (expected one that "
                 f"cudaIpcGetMemHandle returned in another process, for memory of device "
                 f"{message.device_id})"
             ) from error
         if message.byte_size > memory.nbytes:
+            memory.close()  # now: the caller may free it once it has the error
             raise InvalidArgumentError(
                 f"{failure}: it has {message.byte_size} bytes (expected at most {memory.nbytes}, "
                 "the size of the allocation)"
@@ -258,13 +270,3 @@ class CudaSharedMemory:
                 f"{message.device_id} (expected 0 to {self._device_count - 1}, as the server "
                 "counts its devices)"
             )
-
-
-def _close_regions(regions: list[Region], call: Call) -> None:
-    """Close regions that no request uses, in a worker's thread, and then answer the call.
-
-    The caller may free its memory as soon as it has the response.
-    """
-    for region in regions:
-        region.close()
-    call.reply(pb.CudaSharedMemoryUnregisterResponse().SerializeToString())

@@ -44,7 +44,7 @@ from neurona_server.rpc.open_inference.messages import (
 )
 from neurona_server.rpc.open_inference.outputs import InferResponseWriter, read_requested_outputs
 from neurona_server.rpc.open_inference.regions import RegionUse
-from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
+from neurona_server.rpc.open_inference.shared_memory import REGION, SharedMemoryService
 from neurona_server.rpc.open_inference.streaming import InferStream, PendingResponse
 from neurona_server.rpc.security.access import Grant, Right, visible_models
 from neurona_server.rpc.submission import (
@@ -149,8 +149,8 @@ class InferenceService:
     ) -> AcceptedRequest | None:
         message = parsed.request
         use = None
-        if any(one.parameters for one in message.inputs) or any(
-            one.parameters for one in message.outputs
+        if any(REGION in one.parameters for one in message.inputs) or any(
+            REGION in one.parameters for one in message.outputs
         ):
             responder = use = RegionUse(responder, self._memory.regions)
         registry = visible_models(self._registry, grant)

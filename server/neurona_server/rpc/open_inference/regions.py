@@ -11,20 +11,23 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from neurona_server.batching.batcher import Defer
 from neurona_server.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
+    NeuronaError,
     NotAllowedError,
     NotFoundError,
     PermissionDeniedError,
     quoted,
 )
 from neurona_server.rpc.submission import Responder
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.trace import CallTrace
 
 MAX_REGIONS = 1024
@@ -107,6 +110,9 @@ class Regions:
     def __init__(self, *, enabled: bool = True) -> None:
         """Make an empty set of regions; `enabled` is the server's option `shared_memory`."""
         self.enabled = enabled
+        self.closing_workers: WorkerPool | None = None
+        """Threads that close regions of CUDA memory."""
+
         self._regions: dict[str, dict[str, Region]] = {}
         self._users: Counter[Region] = Counter()
         self._unregistered: dict[str, dict[Region, None]] = {}  # those in use, in order
@@ -120,8 +126,11 @@ class Regions:
         with self._lock:
             self._users.update(regions)
 
-    def release(self, regions: Iterable[Region]) -> None:
-        """Undo what `hold` did, and close those that are unregistered and no longer used."""
+    def release(self, regions: Iterable[Region], respond: Callable[[], None]) -> None:
+        """Undo what `hold` did, and close those that are unregistered and no longer used.
+
+        Then `respond` is called: after the response their memory may be freed.
+        """
         unused: list[Region] = []
         with self._lock:
             for region in regions:
@@ -134,8 +143,15 @@ class Regions:
                             unused.append(region)
                         if not self._unregistered[owner]:
                             del self._unregistered[owner]
-        for region in unused:  # before the request's response, after which its memory may be freed
-            region.close()
+        self.close(unused, respond)
+
+    def close(self, regions: Sequence[Region], respond: Callable[[], None]) -> None:
+        """Close regions and then call `respond`, in a worker's thread if a driver closes some."""
+        workers = self.closing_workers
+        if workers is None or all(region.kind is not RegionKind.CUDA for region in regions):
+            _close(regions, respond)
+        else:
+            workers.submit(partial(_close, regions, respond))
 
     def check_enabled(self) -> None:
         """Raise NotAllowedError if the server's option `shared_memory` is off."""
@@ -180,10 +196,14 @@ class Regions:
         """
         self.check_new(owner, name)
         region = open_region()
-        with self._lock:
-            self.check_new(owner, name)  # again: other threads register regions, too
-            self._check_owner(owner, region)
-            self._regions.setdefault(owner, {})[name] = region
+        try:
+            with self._lock:
+                self.check_new(owner, name)  # again: other threads register regions, too
+                self._check_owner(owner, region)
+                self._regions.setdefault(owner, {})[name] = region
+        except NeuronaError:
+            region.close()
+            raise
 
     def unregister(self, owner: str, kind: RegionKind, name: str) -> list[Region]:
         """Unregister the owner's region of the name and kind if there is one.
@@ -265,6 +285,12 @@ class Regions:
             raise PermissionDeniedError(f"{region.description} has regions of another caller")
 
 
+def _close(regions: Iterable[Region], respond: Callable[[], None]) -> None:
+    for region in regions:
+        region.close()
+    respond()
+
+
 def empty_region_error(name: str) -> InvalidArgumentError:
     """Return the error of a region without bytes, in the words of Triton."""
     return InvalidArgumentError(
@@ -308,17 +334,15 @@ class RegionUse:
         self._held += regions
 
     def reply(self, response: bytes) -> None:
-        self._release()
-        self._responder.reply(response)
+        self._release(partial(self._responder.reply, response))
 
     def fail(self, error: Exception) -> None:
-        self._release()
-        self._responder.fail(error)
+        self._release(partial(self._responder.fail, error))
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._responder.on_cancel(callback)
 
-    def _release(self) -> None:
-        """Before the response is sent, so that the caller then finds the regions released."""
+    def _release(self, respond: Callable[[], None]) -> None:
+        """Release the regions before the response, so that the caller then finds them released."""
         held, self._held = self._held, []
-        self._regions.release(held)
+        self._regions.release(held, respond)

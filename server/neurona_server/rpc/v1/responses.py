@@ -183,9 +183,9 @@ class ResponseEncoder:
         if key[0] == "values":
             return value_rows(answer)
         if (ranked := ranked_rows(answer)) is not None:
-            selected = ranked.softmax() if self._softmax else ranked.values
+            ranked = ranked.softmax() if self._softmax else ranked
             best = slice(key[1])
-            return _write_class_rows(ranked.indices[:, best], selected[:, best], self._labels)
+            return _write_class_rows(ranked.indices[:, best], ranked.values[:, best], self._labels)
         return class_rows(self._probabilities(answer), self._labels, key[1])
 
     def _probabilities(self, answer: Array) -> Array:
@@ -201,8 +201,8 @@ class ResponseEncoder:
         if best is None:
             answer = part.batch.outputs[self._position]
             if (ranked := ranked_rows(answer)) is not None:
-                classes = ranked.indices[:, 0]
-                selected = (ranked.softmax() if self._softmax else ranked.values)[:, 0]
+                ranked = ranked.softmax() if self._softmax else ranked
+                classes, selected = ranked.indices[:, 0], ranked.values[:, 0]
             else:
                 probabilities = self._probabilities(answer)
                 classes = _ranked(probabilities).argmax(axis=1)

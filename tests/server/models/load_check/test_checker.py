@@ -75,6 +75,11 @@ def test_a_good_file_passes_and_the_child_waits_for_the_next(good, checker):
     assert checker._idle == [child]
 
 
+def test_a_child_without_a_gpu_passes_what_the_server_may_run_on_one(good, checker):
+    options = replace(OPTIONS, runtime=RuntimeOptions(threads=1, require_gpu=True))
+    assert check(checker, good, options) == ""
+
+
 @pytest.mark.parametrize("at_load", [True, False])
 def test_a_crash_is_reported_with_its_signal_and_the_next_file_gets_a_new_child(
     tmp_path, good, checker, at_load

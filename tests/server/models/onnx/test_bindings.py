@@ -15,7 +15,7 @@ from support.host_memory import HostMemory, HostStream, bindable
 from neurona_server.batching.request import Array
 from neurona_server.models.onnx import bindings
 from neurona_server.models.onnx.bindings import BoundRunner, CudaMemory, OutputPool
-from neurona_server.models.onnx.cuda_driver import load_driver
+from neurona_server.models.onnx.cuda_driver import CudaDriverError, load_driver
 
 FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
 
@@ -129,6 +129,22 @@ def test_outputs_of_similar_sizes_share_memory(memory: HostMemory) -> None:
     for count in (2000, 1100, 1800, 2048):
         pool.take((count,), np.dtype(np.float32))[:] = 1
     assert memory.allocations == [("host", 8192)]
+
+
+def test_outputs_are_in_ordinary_memory_where_no_more_can_be_page_locked(
+    memory: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> Array:
+        raise CudaDriverError(2, "CUDA_ERROR_OUT_OF_MEMORY")
+
+    pool = OutputPool(memory)
+    float32 = np.dtype(np.float32)
+    monkeypatch.setattr(memory, "allocate_host", refuse)
+    pool.take((10,), float32)[:] = 1
+    assert pool.allocated_bytes == 0
+    monkeypatch.undo()
+    pool.take((10,), float32)[:] = 1
+    assert pool.allocated_bytes == 4096
 
 
 def test_forgotten_shapes_get_no_buffers(runner: Runner, memory: HostMemory) -> None:
@@ -285,6 +301,69 @@ def test_the_copies_of_one_batch_overlap_the_run_of_another(
         thread.join(20)
     for name in inputs:
         np.testing.assert_array_equal(results[name], expected[name])
+
+
+def test_a_run_that_is_terminated_is_over_before_its_buffers_are_used_again(
+    runner: Runner, memory: HostMemory
+) -> None:
+    """ONNX Runtime does not wait for the kernels that it has launched."""
+    expected = runner.plain(rows(3))[0]
+    options = onnxruntime.RunOptions()
+    options.terminate, options.log_severity_level = True, 4
+    with pytest.raises(Exception, match="terminate"):
+        runner.run(runner.slot, rows(3, 1), options)
+    assert memory.synchronizations == 1
+    allocated = len(memory.allocations)
+    outputs = runner.bound(rows(3))
+    assert outputs is not None
+    np.testing.assert_array_equal(outputs[0], expected)
+    assert memory.synchronizations == 1
+    assert len(memory.allocations) == allocated + 1  # of the outputs
+
+
+def test_buffers_that_may_be_in_use_are_not_used_again(
+    runner: Runner, memory: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    expected = runner.plain(rows(3))[0]
+    monkeypatch.setattr(memory, "synchronize", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.session, "run_with_iobinding", fail)
+        views = runner.reserve(runner.slot, {"x": (3, 4)})
+        with pytest.raises(RuntimeError, match="broken"):
+            runner.bound(views)
+    assert not runner.slot.buffers
+    assert runner.reserve(runner.slot, {"x": (3, 4)}) is not views
+    outputs = runner.bound(rows(3))
+    assert outputs is not None
+    np.testing.assert_array_equal(outputs[0], expected)
+
+
+def test_nobody_waits_for_a_device_that_is_lost(
+    runner: Runner, memory: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+
+    runner.plain(rows(3))
+    monkeypatch.setattr(runner.session, "run_with_iobinding", fail)
+    with pytest.raises(RuntimeError, match="illegal"):
+        runner.bound(rows(3))
+    assert memory.synchronizations == 0
+
+
+def test_waiting_for_a_device_does_not_spoil_a_capture(
+    cuda_stub: CudaStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_stub.configure(monkeypatch)
+    memory = CudaMemory(load_driver(str(cuda_stub.path)), 0)
+    memory.synchronize()
+    monkeypatch.setattr(bindings, "CAPTURE_SECONDS", 0.01)
+    with bindings.capture_lock, pytest.raises(TimeoutError):
+        memory.synchronize()
+    memory.synchronize()
 
 
 def test_cuda_memory(cuda_stub: CudaStub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_the_best_classes_are_those_of_the_host(dtype, logits):
     assert ranked.shape == values.shape
     if logits:
         probabilities = np.take_along_axis(softmax(values), expected, axis=1)
-        np.testing.assert_allclose(ranked.softmax(), probabilities, rtol=1e-5)
-        np.testing.assert_allclose(ranked[1:3].softmax(), probabilities[1:3], rtol=1e-5)
+        np.testing.assert_allclose(ranked.softmax().values, probabilities, rtol=1e-5)
+        np.testing.assert_allclose(ranked[1:3].softmax().values, probabilities[1:3], rtol=1e-5)
     else:
         with pytest.raises(ValueError, match="no totals"):
             ranked.softmax()
@@ -74,7 +74,23 @@ def test_more_equal_values_than_are_wanted_are_not_ranked():
 def test_more_classes_than_there_are():
     ranked = rank(ranker(logits=True), np.float32([[1, 3, 2]]), 100)
     assert ranked.indices.tolist() == [[1, 2, 0]]
-    np.testing.assert_allclose(ranked.softmax().sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(ranked.softmax().values.sum(), 1, rtol=1e-6)
+
+
+def test_classes_of_equal_probabilities_are_in_the_order_of_the_host():
+    """Logits far below the best one, and those that hardly differ, have equal probabilities."""
+    values = np.full((2, CLASSES), -1000, np.float32)
+    values[0, [70, 7, 60, 6]] = 0, -200, -150, -300
+    values[1, [70, 60, 7, 6]] = 1e-8, 1e-9, 0, -50
+    for count in (2, 3, 4):
+        expected = rank_rows(-softmax(values), count)
+        ranked = rank(ranker(logits=True), values[1:], count)
+        if count == 2:  # of three that are equal
+            assert ranked is None
+        else:
+            assert ranked.softmax().indices.tolist() == expected[1:].tolist()
+            assert ranked.indices[0, :3].tolist() == [70, 60, 7]  # by the values themselves
+        assert rank(ranker(logits=True), values, count) is None  # of all but one
 
 
 def test_ranked_rows_are_no_array():

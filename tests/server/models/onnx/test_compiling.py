@@ -3,6 +3,8 @@
 A function stands in for ONNX Runtime with TensorRT: it writes and reads engines as that does.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from onnx import TensorProto, helper
 from support import onnx_models
 
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx import compiling
+from neurona_server.models.onnx import compiling, engine_cache
 from neurona_server.models.onnx.compiled_models import MISSING_PROFILE
 from neurona_server.models.onnx.compiling import (
     TensorrtMissingError,
@@ -164,6 +166,61 @@ def test_without_a_cache_engines_are_not_kept(model):
     own = {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(model.parent)}
     assert load(model, runtime, own) == (TENSORRT, None)
     assert runtime.options[1]["trt_engine_cache_path"] == str(model.parent)
+
+
+def test_a_model_does_not_move_the_engines_to_the_working_directory(model):
+    runtime = StandIn()
+    flags = dict.fromkeys(("trt_engine_cache_enable", "trt_timing_cache_enable"), "True")
+    _, engines = load(model, runtime, flags)
+    assert runtime.options[0]["trt_engine_cache_path"] == str(engines.path)
+    assert runtime.options[0]["trt_timing_cache_path"] == str(engines.timing_path)
+    load(model, runtime, flags, cache=None)
+    load(model, runtime, {"trt_engine_cache_enable": "False"})
+    for options in runtime.options[1:]:
+        assert not any("cache" in key for key in options)
+
+
+@pytest.mark.parametrize("error", [28, 30])  # ENOSPC, EROFS
+def test_with_a_full_or_read_only_cache_the_model_is_compiled_all_the_same(
+    model, monkeypatch, caplog, error
+):
+    runtime = StandIn()
+    load(model, runtime)
+    model.write_bytes(model.read_bytes().replace(np.float32(2).tobytes(), np.float32(3).tobytes()))
+
+    def fail(folder):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(engine_cache, "make_private_folder", fail)
+    with caplog.at_level("INFO"):
+        assert load(model, runtime) == (TENSORRT, None)
+    assert f"its engines are not cached: [Errno {error}]" in caplog.text
+
+
+def test_a_cache_that_was_deleted_meanwhile_is_made_again(model):
+    runtime = StandIn()
+    load(model, runtime)
+    shutil.rmtree(model.parent / "cache")
+    _, engines = load(model, runtime)
+    assert engines.is_complete()
+    assert (model.parent / "cache" / "engines").stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(engines.path)
+    assert not engines.is_complete()
+
+
+def test_engines_are_kept_if_the_gpu_is_full(model):
+    runtime = StandIn()
+    _, engines = load(model, runtime)
+
+    class Full:
+        def load(self, providers):
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; file=a.cc")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load(model, Full())
+    load(model, runtime)
+    assert runtime.compiled == 1
+    assert engines.is_complete()
 
 
 def test_without_a_description_of_the_gpu_engines_are_not_kept(

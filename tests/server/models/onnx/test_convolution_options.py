@@ -205,7 +205,7 @@ def test_later_sessions_of_a_model_are_loaded_with_what_the_first_has_chosen(mod
     first.load([(CUDA, VALUES), CPU])
     assert first.loads == [VALUES, VALUES | NHWC, VALUES | NHWC | FUSED]
     second.load([(CUDA, VALUES | {"device_id": "1"}), CPU])
-    assert second.loads == [VALUES | {"device_id": "1"}, VALUES | {"device_id": "1"} | NHWC]
+    assert second.loads == [VALUES | {"device_id": "1"} | NHWC]  # once: no second copy
 
 
 def test_a_model_without_convolutions_is_not_measured(tmp_path, model):
@@ -223,12 +223,13 @@ def test_a_model_without_convolutions_is_not_measured(tmp_path, model):
 
 def test_nothing_is_measured_without_memory_for_a_second_copy(model, cuda_stub, monkeypatch):
     cuda_stub.install(monkeypatch, devices=1, memory=1 << 29)
-    full, limited = Loader(model), Loader(model, gpu_memory_bytes=1 << 28)
+    full, limited = Loader(model), Loader(model)
     full.load([(CUDA, VALUES), CPU])
     assert full.loads == [VALUES]
     cuda_stub.configure(monkeypatch, devices=1, memory=1 << 33)
-    limited.load([(CUDA, VALUES), CPU])
-    assert limited.loads == [VALUES]
+    limit = VALUES | {"gpu_mem_limit": str(1 << 28)}  # of one session
+    limited.load([(CUDA, limit), CPU])
+    assert limited.loads == [limit]
     roomy = Loader(model)
     roomy.load([(CUDA, VALUES), CPU])
     assert len(roomy.loads) == 3

@@ -179,6 +179,29 @@ def test_every_thread_gets_its_context(driver: CudaDriver) -> None:
     assert results == [(1 << 20, 1 << 20)] * 8
 
 
+def test_a_device_that_hangs_at_its_first_use_holds_up_no_other_one(
+    cuda_stub: CudaStub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "errors"
+    file.write_text("cuDevicePrimaryCtxRetain=hang\n")
+    cuda_stub.configure(monkeypatch, devices=2, memory=1 << 20, file=file)
+    driver = CudaDriver(ctypes.CDLL(str(cuda_stub.path)))
+    driver.initialize()
+    hung = threading.Thread(target=driver.memory_info, args=(0,), daemon=True)
+    hung.start()
+    hung.join(0.2)
+    assert hung.is_alive()
+    cuda_stub.configure(monkeypatch, devices=2, memory=1 << 20)  # of calls from now on
+    other = threading.Thread(target=driver.memory_info, args=(1,), daemon=True)
+    other.start()
+    other.join(10)
+    finished = not other.is_alive()
+    file.write_text("")
+    hung.join(10)
+    assert finished
+    assert not hung.is_alive()
+
+
 def test_an_error_inside_a_context_is_the_one_raised(
     driver: CudaDriver, cuda_stub: CudaStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from support import onnx_models
 from support.host_memory import HostMemory, bindable
 
 from neurona_server.batching.request import Array
-from neurona_server.models.onnx import cuda_graphs
+from neurona_server.models.onnx import bindings, cuda_graphs
 from neurona_server.models.onnx.cuda_graphs import RUNS_BEFORE_CAPTURE, GraphRunner
 
 FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
@@ -29,6 +29,8 @@ class CapturingSession(onnxruntime.InferenceSession):
         self.hosted = hosted
         self.captured: dict[tuple[threading.Thread, str], dict[str, Array]] = {}
         self.numbers: list[str] = []
+        self.memory = HostMemory()
+        self.active: list[bool] = []
         self.running = 0
         self.fail = False
 
@@ -43,6 +45,7 @@ class CapturingSession(onnxruntime.InferenceSession):
     def _run(self, iobinding: Any, run_options: Any) -> None:
         number = run_options.get_run_config_entry("gpu_graph_id")
         self.numbers.append(number)
+        self.active.append(self.memory.active)
         if self.fail:
             raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
         values = {name: view.copy() for name, view in self.hosted.items()}
@@ -71,7 +74,10 @@ class Model:
         self.session = CapturingSession(path, self.hosted)
         self.plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.runner = GraphRunner(
-            self.session, HostMemory(), *bindable(self.session, host_names), host_values=["n"]
+            self.session,
+            self.session.memory,
+            *bindable(self.session, host_names),
+            host_values=["n"],
         )
         self.slot = self.runner.new_slot()
 
@@ -182,6 +188,45 @@ def test_a_capture_that_fails_leaves_no_graph(model: Model) -> None:
     model.session.fail = False
     assert model.run(3, 5) is not None
     assert model.session.numbers == ["1", "2"]
+
+
+def test_a_capture_whose_copies_failed_is_not_made_by_the_next_run(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no copy")
+
+    model.runner.eager = True
+    assert model.run(3, 5) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(model.slot.stream, "copy_in", fail)
+        with pytest.raises(RuntimeError, match="no copy"):
+            model.run(3, 6)
+    for add in (5, 6, 5, 6):
+        assert model.run(3, add) is not None
+    assert model.session.numbers == ["1", "1", "2", "1", "2"]
+
+
+def test_nothing_is_captured_while_another_session_captures(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may hang, on another device; batches run in another way meanwhile."""
+    with bindings.capture_lock:
+        assert [model.run(3, 5) for _ in range(RUNS_BEFORE_CAPTURE + 2)] == [None] * 5
+        model.runner.eager = True
+        monkeypatch.setattr(cuda_graphs, "CAPTURE_SECONDS", 0.01)
+        monkeypatch.setattr(bindings, "CAPTURE_SECONDS", 0.01)
+        with pytest.raises(TimeoutError):
+            model.run(3, 5)
+    assert model.run(3, 5) is not None
+
+
+def test_a_graph_is_launched_on_its_own_device(model: Model) -> None:
+    """The thread may have run a batch on another one since; captures set it themselves."""
+    model.runner.eager = True
+    for _ in range(2):
+        assert model.run(3, 5) is not None
+    assert model.session.active == [False, True]
 
 
 def test_a_capture_cannot_be_terminated(model: Model) -> None:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -288,6 +289,23 @@ def test_probe_is_a_valid_model() -> None:
     assert session.run(None, {"x": np.array([3], np.float32)})[0].tolist() == [-3]
 
 
+@pytest.mark.parametrize("cudnn", [True, False])
+def test_a_device_is_probed_without_cudnn_if_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, cudnn: bool
+) -> None:
+    given: list[tuple[str, dict[str, str]]] = []
+
+    def fail(model: bytes, settings: object, providers: list[Any], **_: object) -> None:
+        given.extend(providers)
+        raise RuntimeError("no CUDA here")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    facts = WORKING if cudnn else without("libcudnn.so.9")
+    check = InstallationCheck(lambda: facts)
+    assert check.problem(0, needs_cudnn=False) == "CUDA could not be started: no CUDA here"
+    assert given == [(CUDA, {"device_id": "0"} | ({} if cudnn else {"enable_cudnn": "0"}))]
+
+
 needs_cuda_build = pytest.mark.skipif(
     CUDA not in onnxruntime.get_available_providers(), reason="onnxruntime is built without CUDA"
 )
@@ -317,6 +335,7 @@ def test_a_real_look_at_a_broken_driver(
 PROGRAM = """
 import logging, sys
 from pathlib import Path
+from typing import Any
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.onnx.runtime import RuntimeOptions, check_options
 from neurona_server.models.onnx.session import Session

@@ -73,3 +73,23 @@ def test_control_flow_functions_and_large_graphs_are_not_captured(
     assert find_host_values(tmp_path / "function.onnx") is None
     monkeypatch.setattr(host_values, "MAX_NODES", 2)
     assert find_host_values(path) is None
+
+
+def test_nodes_that_are_not_in_order_are_not_followed(tmp_path: Path) -> None:
+    """ONNX Runtime takes them: it sorts them."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "i"], ["y"]),
+        helper.make_node("Abs", ["n"], ["i"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", FLOAT, ["a"]),
+            helper.make_tensor_value_info("n", INT64, ["c"]),
+        ],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    assert find_host_values(path) is None

@@ -10,7 +10,12 @@ from support import onnx_models
 
 from neurona_server.errors import LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
-from neurona_server.models.onnx.loading import _Loader, load, public_reason
+from neurona_server.models.onnx.loading import (
+    _Loader,
+    load,
+    load_with_cuda_graphs,
+    public_reason,
+)
 from neurona_server.models.onnx.model_file import read_outline
 from neurona_server.models.onnx.runtime import CPU, CUDA, RuntimeOptions
 
@@ -146,6 +151,20 @@ def test_real_providers_without_their_libraries_are_left_out(model):
     assert loaded.session.get_providers() == [CPU]
     assert loaded.problem.startswith("tensorrt could not load it: TensorRT is not found (expected ")
     assert loaded.session.get_session_options().intra_op_num_threads == 2
+
+
+@pytest.mark.skipif(
+    CUDA not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu"
+)
+def test_cuda_graphs_need_no_cpu_among_the_providers(model):
+    """Without CUDA it fails, too, but since there is no CUDA."""
+    options = RuntimeOptions(providers=("cuda",))
+    reason = ""
+    try:
+        load_with_cuda_graphs(model, options, LoadCancellation(), 0)
+    except Exception as error:
+        reason = str(error)
+    assert "Conflicting session configuration" not in reason
 
 
 @pytest.mark.parametrize(

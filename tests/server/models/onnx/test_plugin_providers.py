@@ -69,8 +69,10 @@ class Settings:
 
 def test_installed_packages_are_providers(package):
     package.install("onnxruntime_ep_openvino")
-    assert plugin_names([CPU]) == [OPENVINO]
-    assert plugin_names([CPU, OPENVINO]) == []  # built in
+    wanted = ["openvino", "nvtensorrtrtx", "cpu"]
+    assert plugin_names(wanted, [CPU]) == [OPENVINO]
+    assert plugin_names(wanted, [CPU, OPENVINO]) == []  # built in
+    assert plugin_names(["cuda", "cpu"], [CPU]) == []
     assert is_plugin(OPENVINO)
     assert not is_plugin(CPU)
 
@@ -119,6 +121,15 @@ def test_tensorrt_rtx_runs_on_the_gpu_with_its_number(package, numbers):
         assert settings.options == {"nv_max_workspace_size": "9"}
     with pytest.raises(PluginError):
         add_provider(Settings(), RTX, {"device_id": "2"})
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "9" * 4000, "GPU.0"])
+def test_a_device_id_that_is_no_number_is_the_first_device(package, text):
+    package.install("onnxruntime_ep_openvino")
+    device = package.add_device(OPENVINO, "CPU")
+    settings = Settings()
+    add_provider(settings, OPENVINO, {"device_id": text, "device_type": "CPU"})
+    assert settings.devices == [device]
 
 
 def test_a_broken_package_is_an_error(package):

@@ -135,6 +135,15 @@ def test_a_model_s_options_override_single_ones_of_the_server():
     assert merge_options({}, {}) == {}
 
 
+@pytest.mark.parametrize("limit", ["0", "99"])
+def test_a_model_does_not_raise_the_server_s_limit_of_gpu_memory(limit):
+    model = check_model_options("provider_options", {"cuda": {"gpu_mem_limit": limit}})
+    assert cuda_options(model, memory_bytes=9)["gpu_mem_limit"] == "9"
+    for server, expected in (("9", "9"), ("0", limit), ("100", limit if limit != "0" else "100")):
+        merged = merge_options({"cuda": {"gpu_mem_limit": server}}, model)
+        assert merged["cuda"] == {"gpu_mem_limit": expected}
+
+
 def test_cuda_options():
     assert cuda_options({}) == {**CUDA_DEFAULTS, "device_id": "0"}
     chosen = {"cuda": {"cudnn_conv_algo_search": "EXHAUSTIVE", "gpu_mem_limit": "7"}}

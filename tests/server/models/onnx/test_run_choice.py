@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -22,6 +23,7 @@ from support.in_process_server import InProcessServer
 from neurona_protos.prediction_pb2 import DataType, DescribeModelRequest
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.request import Array
+from neurona_server.errors import DeviceLostError, LoadError
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.onnx import loading, run_choice, run_methods, runtime, session
@@ -200,6 +202,30 @@ def test_no_graphs_of_slow_models_large_ones_and_control_flow(
     assert len(graph_sessions) == 1
 
 
+def test_external_data_count_as_part_of_the_model(
+    tmp_path: Path,
+    memory: HostMemory,
+    load: Load,
+    graph_sessions: list[onnxruntime.InferenceSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = np.zeros((4, 5000), np.float32)
+    path = onnx_models.save(
+        tmp_path / "model.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": (FLOAT, ["b", 4])},
+        {"y": (FLOAT, ["b", 5000])},
+        {"w": weights},
+    )
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="w.bin")
+    monkeypatch.setattr(memory, "free_bytes", lambda: 7 * weights.nbytes)
+    load(path)
+    assert graph_sessions == []
+    monkeypatch.setattr(memory, "free_bytes", lambda: 9 * weights.nbytes)
+    load(path)
+    assert len(graph_sessions) == 1
+
+
 def test_a_model_that_onnx_runtime_makes_no_graphs_of(
     tmp_path: Path, memory: HostMemory, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,3 +332,46 @@ def test_what_fails_while_methods_are_measured_does_not_fail_the_load(
     assert "no page-locked memory" in caplog.text
     model.start()
     check_under_load(model, path)
+
+
+def test_a_device_that_is_lost_while_methods_are_measured_fails_the_load(
+    tmp_path: Path,
+    memory: HostMemory,
+    load: Load,
+    graph_sessions: list[onnxruntime.InferenceSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And nothing of it is freed: CUDA may hang or end the process then."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail)
+    monkeypatch.setattr(run_choice, "_abandoned", [])
+    with pytest.raises(LoadError, match="device lost: cuda:0"):
+        load(onnx_models.save_classifier(tmp_path / "model.onnx"))
+    (methods,) = run_choice._abandoned
+    assert methods is not None
+    assert methods.runners[RunMethod.GRAPH]._session is graph_sessions[0]
+
+
+def test_buffers_on_a_device_that_is_lost_are_not_freed(
+    tmp_path: Path, memory: HostMemory, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_abandoned_sessions", [])
+    model = load(onnx_models.save_classifier(tmp_path / "model.onnx"))
+    (one,) = model.sessions
+    buffers = [slot.buffers[RunMethod.BOUND] for slot in one._run_slots]
+    assert one.reserve_inputs(one._run_slots[0], {"x": (2, 4)}) is not None
+    one.abandon(DeviceLostError("cuda:0", "gone"))
+    assert one.reserve_inputs(one._run_slots[0], {"x": (2, 4)}) is None  # nor is more made
+    one.close()
+    assert [slot.buffers[RunMethod.BOUND] for slot in one._run_slots] == buffers
+
+
+def test_buffers_of_a_closed_session_are_freed(
+    tmp_path: Path, memory: HostMemory, load: Load
+) -> None:
+    (one,) = load(onnx_models.save_classifier(tmp_path / "model.onnx")).sessions
+    one.close()
+    assert not any(slot.buffers for slot in one._run_slots)

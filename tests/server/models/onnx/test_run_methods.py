@@ -12,6 +12,7 @@ from support import onnx_models
 from support.host_memory import HostMemory, bindable
 
 from neurona_server.batching.request import Array, Inputs
+from neurona_server.errors import DeviceMemoryError
 from neurona_server.models.onnx import run_methods
 from neurona_server.models.onnx.bindings import BoundRunner, BufferSlot
 from neurona_server.models.onnx.cuda_graphs import GraphRunner
@@ -222,6 +223,48 @@ def test_a_terminated_run_does_not_run_again(tmp_path: Path) -> None:
     assert bench.plain_runs == before
     bench.check(2)
     assert bench.methods.describe() == "bound"
+
+
+def test_numbers_of_rows_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, bound=0.0)
+    plain = bench.plain
+
+    def run(inputs: Inputs, options: onnxruntime.RunOptions) -> list[Any]:
+        if len(inputs["x"]) > 2:
+            raise DeviceMemoryError("cuda:0")
+        return plain(inputs, options)
+
+    bench.methods._plain = run
+    bench.methods.choose([1, 2, 4, 8], rows)
+    assert [*bench.methods.times] == [1, 2]
+    assert bench.methods.describe() == "bound"
+
+
+def test_too_little_memory_for_the_fewest_rows_ends_measuring(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, bound=0.0)
+
+    def run(*_: Any) -> list[Any]:
+        raise DeviceMemoryError("cuda:0")
+
+    bench.methods._plain = run
+    with pytest.raises(DeviceMemoryError):
+        bench.methods.choose([1, 2], rows)
+
+
+def test_a_device_that_is_lost_ends_measuring(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, bound=0.0)
+    bench.runners[BOUND].error = RuntimeError("CUDA failure 700: an illegal memory access ; GPU=0")
+    with pytest.raises(RuntimeError, match="illegal"):
+        bench.methods.choose([1, 2], rows)
+    assert bench.slots[0].buffers  # not freed
+
+
+def test_threads_that_measure_are_prepared(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, bound=0.0)
+    prepared: list[str] = []
+    bench.methods._prepare_thread = lambda: prepared.append(threading.current_thread().name)
+    bench.methods.choose([1], rows)
+    assert prepared == ["measure"] * 4
 
 
 def test_measuring_ends_after_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import ctypes
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from neurona_server.errors import (
     UnavailableError,
 )
 from neurona_server.models.onnx import runtime
+from neurona_server.models.onnx.cuda_driver import load_driver
 from neurona_server.models.onnx.runtime import (
     CPU,
     CUDA,
@@ -280,3 +282,23 @@ def test_recurrent_nodes_get_no_empty_input(tmp_path, operator, gates, shape):
     assert session.run({"x": np.ones((3, 2, 8), np.float32)})[0].shape == (3, 1, 2, 4)
     with pytest.raises(InvalidArgumentError, match="without values"):
         session.run({"x": np.ones(shape, np.float32)})
+
+
+@pytest.mark.parametrize("free", [Session.free_memory, Session.close])
+def test_memory_is_freed_beside_captures_of_cuda_graphs(path, cuda_stub, monkeypatch, free):
+    """CUDA refuses that otherwise, and spoils the capture: whatever thread it is."""
+    cuda_stub.install(monkeypatch)
+    load_driver()
+    session = Session(path, RuntimeOptions())
+    modes = []
+
+    def run():
+        free(session)
+        mode = ctypes.c_int(0)
+        ctypes.CDLL(str(cuda_stub.path)).cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+        modes.append(mode.value)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert modes == [2]  # CU_STREAM_CAPTURE_MODE_RELAXED

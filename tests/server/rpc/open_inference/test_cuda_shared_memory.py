@@ -1,6 +1,7 @@
 """CUDA shared memory, with a stand-in for the driver whose device memory is the host's."""
 
 import os
+import threading
 import uuid
 
 import numpy as np
@@ -20,7 +21,8 @@ from support.triton_requests import DTYPES, raw, request
 
 from neurona_protos import open_inference_pb2 as pb
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.models.onnx.cuda_driver import load_driver
+from neurona_server.errors import PermissionDeniedError
+from neurona_server.models.onnx.cuda_driver import CudaDriver, DeviceMemory, load_driver
 from neurona_server.rpc.open_inference import regions
 from neurona_server.rpc.open_inference.shared_memory import FOLDER
 from neurona_server.rpc.security.tokens import Access
@@ -348,6 +350,113 @@ def test_the_memory_of_another_caller_cannot_be_registered(echoes, memory, tmp_p
         assert memory.read(0, 32) == ROWS.tobytes()
         a.call("CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest())
         b.call("CudaSharedMemoryRegister", region("x", memory))
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "text"),
+    [
+        ("cuIpcOpenMemHandle=201", "INVALID_ARGUMENT", "its raw_handle cannot be opened"),
+        ("cuIpcOpenMemHandle=2", "RESOURCE_EXHAUSTED", "cuda:0"),
+        ("cuIpcOpenMemHandle=700,cuMemGetInfo=700", "UNAVAILABLE", "device 0 fails: CUDA_ERROR_I"),
+        ("cuMemGetAddressRange=719,cuMemGetInfo=719", "UNAVAILABLE", "device 0 fails: CUDA_ERROR"),
+    ],
+)
+def test_a_device_that_fails_is_not_the_fault_of_the_handle(
+    server, rejection, memory, cuda_stub, monkeypatch, errors, code, text
+):
+    cuda_stub.configure(monkeypatch, devices=2, errors=errors)
+    status_code, details = rejection(server.triton.CudaSharedMemoryRegister, region("a", memory))
+    assert (status_code, text in details) == (code, True), details
+
+
+def test_memory_that_is_not_registered_is_closed_before_the_error(
+    server, rejection, memory, monkeypatch
+):
+    """The caller may free it then; errors may live as long as somebody holds them."""
+    opened, errors = [], []
+    ipc_open = CudaDriver.ipc_open
+    check_owner = regions.Regions._check_owner
+
+    def open_memory(self, *arguments):
+        opened.append(ipc_open(self, *arguments))
+        return opened[-1]
+
+    def check(*arguments):
+        try:
+            check_owner(*arguments)
+            raise PermissionDeniedError("another caller's")
+        except PermissionDeniedError as error:
+            errors.append(error)
+            raise
+
+    monkeypatch.setattr(CudaDriver, "ipc_open", open_memory)
+    code, _ = rejection(server.triton.CudaSharedMemoryRegister, region("a", memory, ALLOCATION + 1))
+    assert (code, opened[-1].closed) == ("INVALID_ARGUMENT", True)
+    monkeypatch.setattr(regions.Regions, "_check_owner", check)
+    code, _ = rejection(server.triton.CudaSharedMemoryRegister, region("a", memory))
+    assert (code, opened[-1].closed) == ("PERMISSION_DENIED", True)
+    assert len(opened) == 2
+
+
+def test_a_driver_that_hangs_holds_up_no_other_request(
+    echoes, driver, memory, cuda_stub, monkeypatch, tmp_path
+):
+    """Neither those of the model whose output it copies, nor those that use no shared memory."""
+    file = tmp_path / "errors"
+    file.write_text("")
+    cuda_stub.configure(monkeypatch, devices=2, file=file)
+    server = InProcessServer(echoes, BatchPolicy(inline=False), shared_memory=True)
+    try:
+        register_cuda(server, "a", memory)
+        file.write_text("cuMemcpyHtoD=hang\n")
+        calls = [server.triton.ModelInfer.future(into("a"), timeout=30) for _ in range(3)]
+        classes = pb.ModelInferRequest(model_name="echo_FP32")
+        tensor = classes.inputs.add(name="x", datatype="FP32", shape=[1, 50_000])
+        tensor.contents.fp32_contents.extend([0.0] * 50_000)  # so many are decoded by a worker
+        output = classes.outputs.add(name="echo")
+        output.parameters["classification"].int64_param = 1
+        for message in (request("echo_FP32", x=("FP32", ROWS)), classes):
+            assert server.triton.ModelInfer(message, timeout=10).outputs
+        assert not any(call.done() for call in calls)
+        file.write_text("")
+        for call in calls:
+            call.result()
+        assert memory.read(0, 32) == ROWS.tobytes()
+    finally:
+        file.write_text("")
+        server.stop()
+
+
+@pytest.mark.parametrize("ends_by", ["response", "cancellation"])
+def test_memory_is_closed_by_the_threads_for_the_driver(
+    echoes, memory, wait_until, monkeypatch, ends_by
+):
+    threads = []
+    close = DeviceMemory.close
+
+    def note_thread(self):
+        threads.append(threading.current_thread().name)
+        close(self)
+
+    monkeypatch.setattr(DeviceMemory, "close", note_thread)
+    server = InProcessServer(echoes, BatchPolicy(), start_models=False, shared_memory=True)
+    try:
+        register_cuda(server, "a", memory)
+        message = from_memory("FP32", (2, 4), "a", 32)
+        message.model_version = "1"
+        call = server.triton.ModelInfer.future(message, timeout=30)
+        wait_until(lambda: server.count("queue_rows", model="echo_FP32", version="1") == 2)
+        unregister_cuda(server)
+        assert not threads
+        if ends_by == "response":
+            server.registry.resolve("echo_FP32", 1).start()
+            call.result()
+        else:
+            call.cancel()
+        wait_until(lambda: threads)
+        assert all(name.startswith("request-worker") for name in threads)
     finally:
         server.stop()
 
