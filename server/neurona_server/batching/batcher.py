@@ -308,7 +308,10 @@ class Batcher:
             for request in [*batch.expired, *batch.requests]:
                 request.fail(ModelFailedError())
         finally:
-            self._active_batches.discard(batch)
+            try:
+                self._active_batches.remove(batch)
+            except KeyError:  # the watchdog has removed it just before: see `_leave_lost_device`
+                batch.abandoned = True
             self._overdue_batches.discard(batch)
 
     def check_runs(self) -> bool:
@@ -402,9 +405,8 @@ class Batcher:
             request.cancel(error)
         return sum([request.count for request in unfinished])
 
-    def release_device(self) -> None:
-        """Remove the model from the scheduler and the watchdog, after its last run."""
-        self._scheduler.remove(self.name)
+    def stop_watching(self) -> None:
+        """Remove the model from the watchdog, after its last run."""
         self._watchdog.remove(self)
 
     def _start_instance(self) -> None:
@@ -482,6 +484,8 @@ class Batcher:
         except InvalidValueError:
             halves = self._reject_invalid(batch, requests)
         except Exception as error:
+            if batch.abandoned:  # its requests run elsewhere, and this is no second loss
+                return
             if self._tracer is not None:
                 self._tracer.record_failed_run(requests, now, error)
             terminated = running is not None and running.terminated
@@ -618,12 +622,15 @@ class Batcher:
             failures.lost_at = now
             batch.interrupt()
         elif now - failures.lost_at >= ABANDON_SECONDS:
+            try:
+                self._active_batches.remove(batch)
+            except KeyError:  # it has just ended: its thread goes on
+                return
             batch.abandoned = True
             log.error(
                 "%s: run abandoned: it does not return from %s, which is lost",
                 *(self.name, batch.turn.device),
             )
-            self._active_batches.discard(batch)
             self._overdue_batches.discard(batch)
             if (estimate := getattr(batch, "estimate", None)) is not None:
                 self.admission.finish_batch(estimate)

@@ -13,6 +13,10 @@ run one session."""
 
 NewRun = Callable[[], Any]
 
+SHORT_ABSENCE_SECONDS = 0.1
+"""Time on a device that a model is still owed when it comes back: between two batches it waits for
+no turn, though it has more requests."""
+
 
 class ModelRuns:
     """The runs that one loaded model can have at once, by device; some are idle, others go on."""
@@ -21,7 +25,7 @@ class ModelRuns:
         """Collect the runs, all of which are idle at first.
 
         Args:
-            model: The name under which the time that it runs is counted.
+            model: Its name.
             new_runs: For each, the label of its device and what makes the run.
         """
         self.model = model
@@ -31,6 +35,8 @@ class ModelRuns:
             self.idle[device].append(new_run)
         self.on_end: Callable[[str, int, float], None] | None = None
         """Called at the end of a turn with the device, the batches and the seconds that it had."""
+        self.used_seconds = 0.0
+        """Those of its turns on all devices, and those that it has forgone while it was idle."""
 
     @property
     def devices(self) -> Sequence[str]:
@@ -79,13 +85,16 @@ class DeviceTurn:
 class DeviceUse:
     """The slots of one device, and how much it was used."""
 
-    __slots__ = ("free_slots", "seconds", "slots")
+    __slots__ = ("free_slots", "least_seconds", "seconds", "slots")
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.free_slots = slots
         self.seconds = 0.0
         """Those of its turns together: more than have passed if several went on at once."""
+        self.least_seconds = 0.0
+        """What those who waited for it had used when the last turn began, at the least: the virtual
+        time of start-time fair queueing (Goyal, Vin and Cheng 1996)."""
 
     @property
     def load(self) -> tuple[float, float]:
@@ -124,9 +133,7 @@ class DeviceScheduler:
                 raise ValueError(f"slots is {number} (expected at least 1)")
         self._slots = slots
         self._devices = {label: DeviceUse(number) for label, number in slots_by_device.items()}
-        self._used_seconds: dict[str, float] = {}  # of all devices, by model
         self._waiting: list[ModelRuns] = []
-        self._running: list[ModelRuns] = []
         self._changed = threading.Condition(threading.Lock())
         self.lost_devices: Mapping[str, str] = {}
         """Why each device that is lost does not work, by its label."""
@@ -201,51 +208,39 @@ class DeviceScheduler:
         device = next(iter(runs.idle))
         return DeviceLostError(device, lost[device])
 
-    def remove(self, model: str) -> None:
-        """Remove the record of a model that will not run again."""
-        with self._changed:
-            self._used_seconds.pop(model, None)
-
     def use(self, device: str) -> DeviceUse:
         """Return the use of a device, which changes as it runs."""
         with self._changed:
             return self._use(device)
 
-    def used_seconds(self) -> dict[str, float]:
-        """Return how long each model has used the devices, in seconds."""
-        with self._changed:
-            return dict(self._used_seconds)
-
     def _start(self, runs: ModelRuns, device: str, clock: Callable[[], float]) -> DeviceTurn:
         turn = DeviceTurn(self, clock, runs, device)
         self._waiting.remove(runs)
-        self._running.append(runs)
-        self._devices[device].free_slots -= 1
+        use = self._devices[device]
+        use.free_slots -= 1
+        use.least_seconds = max(use.least_seconds, runs.used_seconds)
         if self._waiting and any(use.free_slots for use in self._devices.values()):
             self._changed.notify_all()
         return turn
 
     def _charge(self, turn: DeviceTurn, now: float) -> None:
         """Count the time of a turn since it was last charged, and free its slot if it has one."""
-        model, use = turn.runs.model, self._devices[turn.device]
+        use = self._devices[turn.device]
         seconds = now - turn.started
-        self._used_seconds[model] = self._used_seconds.get(model, 0.0) + seconds
+        turn.runs.used_seconds += seconds
         use.seconds += seconds
         turn.seconds += seconds
         turn.started = now
         if turn.holds_slot:
             turn.holds_slot = False
-            self._running.remove(turn.runs)
             use.free_slots += 1
 
     def _enqueue(self, runs: ModelRuns) -> None:
-        model = runs.model
-        if self._waiting or self._running:
-            active = {one.model for one in (*self._waiting, *self._running)}
-            if model not in active:
+        for device in runs.idle:
+            if (use := self._devices.get(device)) is not None:
                 # A model that was idle has no claim on the time that it did not use.
-                least = min([self._used_seconds.get(one, 0.0) for one in active])
-                self._used_seconds[model] = max(self._used_seconds.get(model, 0.0), least)
+                least = use.least_seconds - SHORT_ABSENCE_SECONDS
+                runs.used_seconds = max(runs.used_seconds, least)
         self._waiting.append(runs)
 
     def _find_device(self, runs: ModelRuns) -> str | None:
@@ -269,7 +264,7 @@ class DeviceScheduler:
         """Return those of the waiting model that has used the devices least and can run on this."""
         return min(
             [runs for runs in self._waiting if runs.idle.get(device)],
-            key=lambda runs: self._used_seconds.get(runs.model, 0.0),
+            key=lambda runs: runs.used_seconds,
             default=None,
         )
 

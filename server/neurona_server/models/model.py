@@ -342,7 +342,7 @@ class Model:
             request.cancel(UnavailableError("shadow version is draining"))
         end = time.monotonic() + timeout
         if self.batcher.join(end):
-            self.batcher.release_device()
+            self.batcher.stop_watching()
             return True
         error = UnavailableError("model shut down before the request could run")
         if unfinished := self.batcher.cancel_all(error):
@@ -351,13 +351,13 @@ class Model:
             )
         drained = self.batcher.join(time.monotonic() + TERMINATION)
         if drained:
-            self.batcher.release_device()
+            self.batcher.stop_watching()
         return drained
 
     def wait(self) -> None:
         """Wait without a limit until the last run has ended, after `drain`."""
         self.batcher.join()
-        self.batcher.release_device()
+        self.batcher.stop_watching()
 
     def close(self) -> None:
         """Free the memory and remove the series from the metrics, after `drain`."""

@@ -563,7 +563,7 @@ class TestLongRun:
         )
         assert free == [0, 1, 1]
         assert scheduler.use("cpu").free_slots == 1
-        assert scheduler.used_seconds() == {"puppet/1": pytest.approx(65.1)}
+        assert scheduler.use("cpu").seconds == pytest.approx(65.1)
         assert submitted.answer == [2]
 
     def test_is_reported_as_long_as_it_is_overdue(self, batcher):

@@ -13,31 +13,53 @@ def on_cpu(model, count=10):
     return ModelRuns(model, [("cpu", None)] * count)
 
 
-def test_the_model_that_had_least_of_the_device_goes_next():
-    share, clock, order = DeviceScheduler(1), Clock(), []
-    waiting = threading.Semaphore(0)
-    runs = {model: on_cpu(model) for model in ("greedy", "modest")}
-
-    def run(model, seconds):
-        with share.turn(runs[model], clock):
-            order.append(model)
+def use(scheduler, clock, runs, times, seconds):
+    for _ in range(times):
+        with scheduler.turn(runs, clock):
             clock.now += seconds
 
-    def enter(model, seconds):
-        thread = threading.Thread(target=run, args=(model, seconds))
-        thread.start()
-        while share._waiting.count(runs[model]) == before:  # until it stands in line
-            waiting.acquire(timeout=0.001)
-        return thread
 
-    threads = []
-    with share.turn(on_cpu("blocker"), clock):
-        for model, seconds in [("greedy", 3.0)] * 3 + [("modest", 1.0)] * 3:
-            before = share._waiting.count(runs[model])
-            threads.append(enter(model, seconds))
+def order_of_turns(scheduler, clock, blocker, entries):
+    """Queue turns of models, with their seconds, while a device is busy; return their order."""
+    order, threads = [], []
+
+    def run(runs, seconds):
+        with scheduler.turn(runs, clock):
+            order.append(runs.model)
+            clock.now += seconds
+
+    with scheduler.turn(blocker, clock):
+        for number, (runs, seconds) in enumerate(entries, 1):
+            threads.append(threading.Thread(target=run, args=(runs, seconds)))
+            threads[-1].start()
+            while len(scheduler._waiting) < number:  # until it stands in line
+                time.sleep(0.001)
     for thread in threads:
         thread.join(10)
+    return order
+
+
+def test_the_model_that_had_least_of_the_device_goes_next():
+    greedy, modest = on_cpu("greedy"), on_cpu("modest")
+    entries = [(greedy, 3.0)] * 3 + [(modest, 1.0)] * 3
+    order = order_of_turns(DeviceScheduler(1), Clock(), on_cpu("blocker"), entries)
     assert order == ["greedy", "modest", "modest", "modest", "greedy", "greedy"]
+
+
+def test_a_new_model_has_no_claim_on_what_others_have_used():
+    """Though none of them runs or waits at the moment when it comes."""
+    scheduler, clock, old, new = DeviceScheduler(1), Clock(), on_cpu("old"), on_cpu("new")
+    use(scheduler, clock, old, 100, 1.0)
+    order = order_of_turns(scheduler, clock, new, [(new, 1.0)] * 5 + [(old, 1.0)] * 2)
+    assert "old" in order[:4]
+
+
+def test_a_short_absence_costs_a_model_nothing():
+    scheduler, clock, long, short = DeviceScheduler(1), Clock(), on_cpu("long"), on_cpu("short")
+    for runs, seconds in ((long, 0.06), (short, 0.01), (long, 0.06)):
+        use(scheduler, clock, runs, 1, seconds)
+    order = order_of_turns(scheduler, clock, on_cpu("b"), [(long, 0.06)] + [(short, 0.01)] * 5)
+    assert order == ["short"] * 5 + ["long"]
 
 
 def test_with_enough_slots_no_run_waits():
@@ -51,7 +73,6 @@ def test_a_failing_run_gives_its_slot_back():
     for _ in range(3):
         with pytest.raises(RuntimeError), share.turn(on_cpu("a"), Clock()):
             raise RuntimeError("run failed")
-    share.remove("a")
     with share.turn(on_cpu("a"), Clock()):
         pass
 
@@ -62,18 +83,18 @@ def test_a_device_without_slots_is_rejected():
 
 
 def test_turn_that_gave_its_slot_up_leaves_the_accounts_right():
-    share, clock = DeviceScheduler(1), Clock()
-    with share.turn(on_cpu("endless"), clock) as turn:
+    share, clock, endless, other = DeviceScheduler(1), Clock(), on_cpu("endless"), on_cpu("other")
+    with share.turn(endless, clock) as turn:
         clock.now += 10
         share.give_up_slot(turn, clock.now)
         share.give_up_slot(turn, clock.now)  # a second time does nothing
-        with share.turn(on_cpu("other"), clock):
+        with share.turn(other, clock):
             clock.now += 1
             assert share.use("cpu").free_slots == 0
         assert share.use("cpu").free_slots == 1
         clock.now += 4
     assert share.use("cpu").free_slots == 1
-    assert share.used_seconds() == {"endless": 15.0, "other": 1.0}
+    assert (endless.used_seconds, other.used_seconds) == (15.0, 1.0)
 
 
 def on_gpus(model, *numbers, count=2):
@@ -125,7 +146,6 @@ class TestSeveralDevices:
         clock, old, new = Clock(), on_cpu("a", 1), on_gpus("a", 0, count=1)
         with scheduler.turn(old, clock), scheduler.turn(new, clock) as turn:
             assert turn.device == "cuda:0"
-        scheduler.remove("a")
 
     def test_who_waits_for_another_device_holds_nobody_up(self, scheduler):
         clock, order = Clock(), []
@@ -145,6 +165,27 @@ class TestSeveralDevices:
                 order.append(turn.device)
         thread.join(10)
         assert order == ["cuda:1", "waiting"]
+
+    def test_a_model_on_another_device_gives_nobody_a_claim_on_this_one(self):
+        """A new model gets as much of a device as the one that has used it, not all of it."""
+        scheduler, clock = DeviceScheduler(1), Clock()
+        old, new, elsewhere = on_gpus("old", 0), on_gpus("new", 0), on_gpus("elsewhere", 1)
+        use(scheduler, clock, old, 100, 1.0)
+        with scheduler.turn(elsewhere, clock):
+            entries = [(new, 1.0)] * 5 + [(old, 1.0)] * 2
+            order = order_of_turns(scheduler, clock, on_gpus("blocker", 0), entries)
+        assert "old" in order[:4]
+
+    @pytest.mark.parametrize("numbers", [(0, 1), (1, 0)])
+    def test_nor_does_the_other_device_of_a_new_model(self, numbers):
+        scheduler, clock = DeviceScheduler(1), Clock()
+        old, new, little = on_gpus("old", 0), on_gpus("new", *numbers), on_gpus("little", 1)
+        use(scheduler, clock, old, 100, 1.0)
+        use(scheduler, clock, little, 5, 1.0)
+        with scheduler.turn(little, clock):
+            entries = [(new, 1.0)] * 5 + [(old, 1.0)] * 2
+            order = order_of_turns(scheduler, clock, on_gpus("blocker", 0), entries)
+        assert "old" in order[:4]
 
     def test_no_waiting_model_is_forgotten(self, scheduler):
         """Many threads of models on overlapping devices all get turns, each with its own run."""

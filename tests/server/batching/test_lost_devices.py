@@ -2,12 +2,14 @@
 
 import contextlib
 import threading
+import time
 
 import pytest
 from prometheus_client import CollectorRegistry
-from support.fakes import Puppet, PuppetBatcher, SubmittedRequest
+from support.fakes import FakeRequest, Puppet, PuppetBatcher, SubmittedRequest
 
 from neurona_server.batching import batcher as batcher_module
+from neurona_server.batching.batch import Batch
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.device_scheduler import DeviceScheduler, ModelRuns
 from neurona_server.batching.policy import BatchPolicy
@@ -44,13 +46,14 @@ def lose(device):
 class Hanging(Puppet):
     """A model whose run does not return until the test lets it."""
 
-    def __init__(self):
+    def __init__(self, then=lambda _: None):
         super().__init__(before=self.hang)
-        self.begun, self.returns = threading.Event(), threading.Event()
+        self.begun, self.returns, self.then = threading.Event(), threading.Event(), then
 
-    def hang(self, _):
+    def hang(self, inputs):
         self.begun.set()
         assert self.returns.wait(WAIT)
+        self.then(inputs)
 
 
 @pytest.fixture
@@ -150,6 +153,36 @@ def test_the_requests_of_a_run_that_is_abandoned_run_on_the_other_device(serve, 
     assert {tuple(one.answer) for one in requests} == {(6,)}
     hanging.returns.set()
     assert [WaitingRequest(batcher, [value]).answer for value in range(4)] == [[0], [2], [4], [6]]
+
+
+def test_what_an_abandoned_run_raises_in_the_end_is_no_second_loss(serve, scheduler):
+    """Its requests run on the other device meanwhile."""
+    lost, other = Hanging(then=lose("cuda:0").before), Hanging()
+    batcher = serve({"cuda:0": lost, "cuda:1": other})
+    requests = []
+    while not lost.begun.wait(0.01):
+        requests.append(WaitingRequest(batcher, [3]))
+    scheduler.mark_lost("cuda:0", "the driver has not answered for 5 s")
+    abandoned = [thread for thread in threading.enumerate() if thread.name.startswith("m/1#")]
+    assert other.begun.wait(WAIT)
+    deadline = time.monotonic() + WAIT
+    while len(batcher._active_batches) > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    lost.returns.set()
+    while all(thread.is_alive() for thread in abandoned) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    other.returns.set()
+    assert {tuple(one.answer) for one in requests} == {(6,)}
+
+
+def test_a_run_that_has_just_ended_is_not_abandoned(serve, scheduler):
+    """The watchdog may look at it for the last time when its thread has left it already."""
+    batcher = serve({"cuda:0": Puppet(), "cuda:1": Puppet()})
+    batch = Batch([FakeRequest({}, 1, ())], turn=scheduler.turn(batcher._runs, lambda: 0.0))
+    threads = [*batcher._threads]
+    batcher._leave_lost_device(batch, 0.0, "gone")
+    batcher._leave_lost_device(batch, WAIT, "gone")
+    assert (batch.abandoned, batcher._threads) == (False, threads)
 
 
 def test_the_halves_of_a_batch_that_loses_its_device_run_elsewhere(scheduler):
