@@ -311,7 +311,7 @@ class App:
         cpu_slots = max(2, _cpus_per_process(config) // options.runtime.threads)
         scheduler = DeviceScheduler(CUDA_SLOTS, {CPU_DEVICE.label: cpu_slots})
         on_last = self._supervision.request_replacement if self._supervision else lambda: None
-        self._lost_devices = LostDevices(scheduler, self._registry, self._metrics, on_last)
+        self._lost_devices = LostDevices(scheduler, self._registry, self._metrics, on_last, share)
         self._scheduler = scheduler
 
         folder = _open_load_folder(options.runtime.cache)

@@ -22,6 +22,7 @@ def install(monkeypatch: pytest.MonkeyPatch, stub: CudaStub, **values: object) -
     stub.install(monkeypatch, **values)
     monkeypatch.setattr(devices, "DEVICES", DeviceTable())
     monkeypatch.setattr(runtime, "has_cuda_driver", lambda: True)
+    monkeypatch.setattr(runtime, "explain_build", lambda *_: "")
     monkeypatch.setattr(runtime, "choose_providers", lambda *_: [CPU])
     monkeypatch.setattr(runtime, "CUDA_PROVIDERS", (CPU,))
     monkeypatch.setattr(session, "_explain_degraded", lambda *_: "")

@@ -124,12 +124,13 @@ class Model:
     ) -> None:
         """Load the file, again on other devices if one is lost meanwhile."""
         while True:
+            lost_before = {} if share is None else share.lost_devices
             try:
                 self._load(source, options, share, watchdog, cancellation)
             except DeviceLostError as error:
-                if share is None or error.device in share.lost_devices:
+                if share is None or error.device in lost_before:
                     raise LoadError(str(error)) from error
-                share.mark_lost(error.device, error.reason)
+                share.mark_lost(error.device, error.reason)  # unless another model did so meanwhile
             else:
                 lost = share.lost_devices if share is not None else {}
                 if not lost or all(one.label not in lost for one in self.devices):

@@ -8,10 +8,11 @@ from support import cuda_stand_ins
 from support.fakes import FakeRequest
 
 from neurona_server.batching.device_scheduler import DeviceScheduler
-from neurona_server.errors import LoadError
+from neurona_server.errors import DeviceLostError, LoadError
 from neurona_server.models import model as models
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
+from neurona_server.models.onnx import devices
 from neurona_server.models.onnx.devices import CPU_DEVICE
 from neurona_server.models.onnx.runtime import RuntimeOptions
 from neurona_server.models.onnx.session import Session
@@ -104,6 +105,27 @@ def test_a_device_that_does_not_take_the_model_is_left_out(load, monkeypatch):
     model = load(ModelOptions(runtime=RuntimeOptions(devices="1"), instances=2))
     assert labels(model) == ["cpu", "cpu"]
     assert model.degraded == "runs on the CPU: cuda:1 could not be started"
+
+
+@pytest.mark.parametrize("lost_before", [False, True])
+def test_a_device_that_is_lost_while_a_model_loads_is_left_out(load, monkeypatch, lost_before):
+    """No matter which notices it first: this model, or another one that loads or runs beside it."""
+    scheduler = DeviceScheduler(2)
+    scheduler.on_lost = devices.DEVICES.mark_lost
+    run = Session._run
+
+    def run_or_lose(session, *arguments):
+        if session.device.label == "cuda:0":
+            if lost_before:
+                scheduler.mark_lost("cuda:0", "burnt")
+            raise DeviceLostError("cuda:0", "burnt")
+        return run(session, *arguments)
+
+    monkeypatch.setattr(Session, "_run", run_or_lose)
+    model = load(ModelOptions(runtime=TWO), scheduler)
+    assert labels(model) == ["cuda:1"]
+    assert model.degraded == "cuda:0 is lost (burnt)"
+    assert scheduler.lost_devices == {"cuda:0": "burnt"}
 
 
 def test_batches_spread_over_the_devices(load):

@@ -179,7 +179,9 @@ def test_intervals_hold_as_many_true_values_as_they_say():
     np.testing.assert_allclose(inside.mean(axis=0), level, atol=0.12)
     measured = evaluate(add_intervals(network, data, level), data)
     assert measured["interval_coverage"] == pytest.approx(inside.mean())
-    assert measured["test_rmse"] == pytest.approx(rmse(values, data.test.targets))
+    assert measured["test_rmse"] == pytest.approx(
+        rmse(values, data.test.targets, data.error_scales)
+    )
     assert [(one.name, one.quantile) for one in interval_bounds(data, level)] == [
         ("small, lower 80 %", pytest.approx(0.1)),
         ("large, lower 80 %", pytest.approx(0.1)),

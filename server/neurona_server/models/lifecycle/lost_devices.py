@@ -16,6 +16,7 @@ from neurona_server.models.lifecycle.reconciler import Reconciler
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.onnx import devices
 from neurona_server.models.onnx.device_probe import DeviceChecks
+from neurona_server.models.onnx.device_shares import DeviceShare
 from neurona_server.models.onnx.session import abandon_sessions
 from neurona_server.telemetry.metrics import Metrics
 
@@ -31,6 +32,7 @@ class LostDevices:
         registry: Registry,
         metrics: Metrics,
         on_last: Callable[[], object],
+        share: DeviceShare = DeviceShare(),  # noqa: B008  it is immutable
     ) -> None:
         """Watch for lost devices.
 
@@ -39,11 +41,13 @@ class LostDevices:
             registry: The models that serve.
             metrics: Where lost devices are shown.
             on_last: Called once no GPU is left: only a new process can use one again.
+            share: Which GPUs this process may use.
         """
         self._scheduler = scheduler
         self._registry = registry
         self._metrics = metrics
         self._on_last = on_last
+        self._share = share
         self._reconciler: Reconciler | None = None
         self._lock = threading.Lock()
         scheduler.on_lost = self._handle_loss
@@ -65,9 +69,9 @@ class LostDevices:
 
     def _handle_loss(self, device: str, reason: str) -> None:
         """Act on a loss at once, in the thread of a run or of a check, and then in another one."""
+        devices.DEVICES.mark_lost(device, reason)  # first: models that are loaded avoid it now
         log.error("%s is lost and no longer used: %s", device, reason)
         self._metrics.run_failures.lost_devices.labels(device).set(1)
-        devices.DEVICES.mark_lost(device, reason)
         abandon_sessions(device, DeviceLostError(device, reason))
         threading.Thread(target=self._finish_loss, name=f"lost {device}", daemon=True).start()
 
@@ -75,7 +79,7 @@ class LostDevices:
         self._move_models()
         if self._reconciler is not None:
             self._reconciler.announce_change()
-        if not devices.DEVICES.usable():
+        if not self._share.usable(devices.DEVICES):
             self._on_last()
 
     def _move_models(self) -> None:

@@ -25,8 +25,8 @@ class DevicePlacement:
 def place(options: RuntimeOptions, wanted: Sequence[Device]) -> DevicePlacement:
     """Return where to load a model for which the options name the devices `wanted`.
 
-    Devices that are lost are left out. If none is left, another one of this process takes the
-    model or, if the options allow that, the CPU.
+    Devices that are lost are left out. If none is left, another one that this process may use takes
+    the model or, if the options allow that, the CPU.
 
     Raises:
         LoadError: There is no device left that may take it.
@@ -37,7 +37,7 @@ def place(options: RuntimeOptions, wanted: Sequence[Device]) -> DevicePlacement:
         return DevicePlacement(options, tuple(wanted))
     reason = " and ".join(reasons)
     left = tuple(device for device in wanted if device.label not in lost)
-    if left := left or devices.DEVICES.usable()[:1]:
+    if left := left or options.device_share.usable(devices.DEVICES)[:1]:
         return DevicePlacement(options, left, reason)
     providers = tuple(name for name in options.providers if not needs_gpu((name,)))
     if options.require_gpu or not providers:

