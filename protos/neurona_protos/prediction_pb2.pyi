@@ -44,6 +44,12 @@ class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATE_DRAINING: _ClassVar[State]
     STATE_FAILED: _ClassVar[State]
     STATE_UNLOADED: _ClassVar[State]
+
+class SequenceMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEQUENCE_METHOD_EQUAL_LENGTHS: _ClassVar[SequenceMethod]
+    SEQUENCE_METHOD_RAGGED: _ClassVar[SequenceMethod]
+    SEQUENCE_METHOD_CELLULAR: _ClassVar[SequenceMethod]
 DATA_TYPE_UNDEFINED: DataType
 DATA_TYPE_FLOAT: DataType
 DATA_TYPE_UINT8: DataType
@@ -70,6 +76,9 @@ STATE_READY: State
 STATE_DRAINING: State
 STATE_FAILED: State
 STATE_UNLOADED: State
+SEQUENCE_METHOD_EQUAL_LENGTHS: SequenceMethod
+SEQUENCE_METHOD_RAGGED: SequenceMethod
+SEQUENCE_METHOD_CELLULAR: SequenceMethod
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data")
@@ -209,6 +218,52 @@ class Error(_message.Message):
     retry_after_ms: int
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
+class SessionRequest(_message.Message):
+    __slots__ = ("start", "inputs", "id", "return_state")
+    START_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RETURN_STATE_FIELD_NUMBER: _ClassVar[int]
+    start: SessionStart
+    inputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    id: int
+    return_state: bool
+    def __init__(self, start: _Optional[_Union[SessionStart, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., id: _Optional[int] = ..., return_state: bool = ...) -> None: ...
+
+class SessionStart(_message.Message):
+    __slots__ = ("model", "version", "label", "top_k", "raw_outputs", "priority", "state")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    RAW_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    label: str
+    top_k: int
+    raw_outputs: bool
+    priority: Priority
+    state: bytes
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., label: _Optional[str] = ..., top_k: _Optional[int] = ..., raw_outputs: bool = ..., priority: _Optional[_Union[Priority, str]] = ..., state: _Optional[bytes] = ...) -> None: ...
+
+class SessionResponse(_message.Message):
+    __slots__ = ("id", "response", "error", "state", "steps", "ending")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ENDING_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    response: PredictResponse
+    error: Error
+    state: bytes
+    steps: int
+    ending: str
+    def __init__(self, id: _Optional[int] = ..., response: _Optional[_Union[PredictResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., state: _Optional[bytes] = ..., steps: _Optional[int] = ..., ending: _Optional[str] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -307,7 +362,7 @@ class DescribeModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
 
 class DescribeModelResponse(_message.Message):
-    __slots__ = ("model", "version", "inputs", "outputs", "batched", "metadata", "batching")
+    __slots__ = ("model", "version", "inputs", "outputs", "batched", "metadata", "batching", "sequences")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -315,6 +370,7 @@ class DescribeModelResponse(_message.Message):
     BATCHED_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     BATCHING_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: VersionState
     inputs: _containers.RepeatedCompositeFieldContainer[TensorDescription]
@@ -322,7 +378,33 @@ class DescribeModelResponse(_message.Message):
     batched: bool
     metadata: ModelMetadata
     batching: Batching
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[_Union[VersionState, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., batched: bool = ..., metadata: _Optional[_Union[ModelMetadata, _Mapping]] = ..., batching: _Optional[_Union[Batching, _Mapping]] = ...) -> None: ...
+    sequences: SequenceServing
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[_Union[VersionState, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorDescription, _Mapping]]] = ..., batched: bool = ..., metadata: _Optional[_Union[ModelMetadata, _Mapping]] = ..., batching: _Optional[_Union[Batching, _Mapping]] = ..., sequences: _Optional[_Union[SequenceServing, _Mapping]] = ...) -> None: ...
+
+class SequenceServing(_message.Message):
+    __slots__ = ("method", "reason", "chunk_steps", "state_bytes", "stateless_reason", "open_sessions", "time_axes")
+    class TimeAxesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_STEPS_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATELESS_REASON_FIELD_NUMBER: _ClassVar[int]
+    OPEN_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    TIME_AXES_FIELD_NUMBER: _ClassVar[int]
+    method: SequenceMethod
+    reason: str
+    chunk_steps: int
+    state_bytes: int
+    stateless_reason: str
+    open_sessions: int
+    time_axes: _containers.ScalarMap[str, int]
+    def __init__(self, method: _Optional[_Union[SequenceMethod, str]] = ..., reason: _Optional[str] = ..., chunk_steps: _Optional[int] = ..., state_bytes: _Optional[int] = ..., stateless_reason: _Optional[str] = ..., open_sessions: _Optional[int] = ..., time_axes: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Batching(_message.Message):
     __slots__ = ("max_rows", "limit_rows", "latency_objective_seconds", "instances", "inline", "costs")

@@ -69,6 +69,11 @@ class PredictionStub(object):
                 request_serializer=neurona__protos_dot_prediction__pb2.PredictStreamRequest.SerializeToString,
                 response_deserializer=neurona__protos_dot_prediction__pb2.PredictStreamResponse.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/neurona.v1.Prediction/Session',
+                request_serializer=neurona__protos_dot_prediction__pb2.SessionRequest.SerializeToString,
+                response_deserializer=neurona__protos_dot_prediction__pb2.SessionResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionServicer(object):
@@ -121,6 +126,17 @@ class PredictionServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """A sequence that is sent as it comes, for recurrent models: the server keeps the state between
+        its messages, and answers each as if the sequence ended there. The first message begins the
+        session, which lives as long as the stream. Every message has one response, in their order; a
+        message that fails has an error in its response, leaves the state as it was, and does not end
+        the session. FAILED_PRECONDITION for models without a state, see SequenceServing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +159,11 @@ def add_PredictionServicer_to_server(servicer, server):
                     servicer.PredictStream,
                     request_deserializer=neurona__protos_dot_prediction__pb2.PredictStreamRequest.FromString,
                     response_serializer=neurona__protos_dot_prediction__pb2.PredictStreamResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=neurona__protos_dot_prediction__pb2.SessionRequest.FromString,
+                    response_serializer=neurona__protos_dot_prediction__pb2.SessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +289,33 @@ class Prediction(object):
             '/neurona.v1.Prediction/PredictStream',
             neurona__protos_dot_prediction__pb2.PredictStreamRequest.SerializeToString,
             neurona__protos_dot_prediction__pb2.PredictStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/neurona.v1.Prediction/Session',
+            neurona__protos_dot_prediction__pb2.SessionRequest.SerializeToString,
+            neurona__protos_dot_prediction__pb2.SessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -103,6 +103,17 @@ export enum State {
   UNRECOGNIZED = -1,
 }
 
+/** How sequences of different lengths share runs. */
+export enum SequenceMethod {
+  /** SEQUENCE_METHOD_EQUAL_LENGTHS - They share none: only sequences of equal length do. */
+  SEQUENCE_METHOD_EQUAL_LENGTHS = 0,
+  /** SEQUENCE_METHOD_RAGGED - Shorter ones are padded, and the model is given their lengths. */
+  SEQUENCE_METHOD_RAGGED = 1,
+  /** SEQUENCE_METHOD_CELLULAR - Runs of a few steps, which sequences join and leave at any time. */
+  SEQUENCE_METHOD_CELLULAR = 2,
+  UNRECOGNIZED = -1,
+}
+
 /** A named array. */
 export interface Tensor {
   /** The name of the model's input or output. */
@@ -266,6 +277,78 @@ export interface Error {
   retryAfterMs: number;
 }
 
+/** A message of a caller's session. */
+export interface SessionRequest {
+  /** In the first message, and only there: which model, and how it answers. */
+  start:
+    | SessionStart
+    | undefined;
+  /**
+   * The next steps of the sequence: the model's inputs by name as in PredictRequest, with one step
+   * or more. Every message has the same number of rows. Without inputs it is a question for the
+   * state, or begins the session before there are any steps.
+   */
+  inputs: Tensor[];
+  /** A number of the caller's choice, which the response repeats. */
+  id: number;
+  /** Also return the state after these steps. */
+  returnState: boolean;
+}
+
+/** The beginning of a session. */
+export interface SessionStart {
+  /** The model's name. */
+  model: string;
+  /**
+   * The version that answers; the model's default if neither is set (see PredictRequest). The
+   * session stays on it when another version is loaded.
+   */
+  which:
+    | //
+    /** A version number. */
+    { $case: "version"; value: number }
+    | //
+    /** A name that moves from version to version. */
+    { $case: "label"; value: string }
+    | undefined;
+  /** See PredictRequest. */
+  topK: number;
+  /** See PredictRequest. */
+  rawOutputs: boolean;
+  /** See PredictRequest. */
+  priority: Priority;
+  /**
+   * The state to go on from, as a SessionResponse had it, of the same file of a model on this or
+   * another server; empty for the start of a sequence. INVALID_ARGUMENT if it is of another model
+   * or version, or damaged.
+   */
+  state: Buffer;
+}
+
+/** The response to a SessionRequest. */
+export interface SessionResponse {
+  /** The `id` of the request; 0 in a message that answers none. */
+  id: number;
+  /** How the steps ended; unset for a request without inputs. */
+  outcome:
+    | //
+    /** The answer of steps that succeeded. */
+    { $case: "response"; value: PredictResponse }
+    | //
+    /** The error of steps that failed. */
+    { $case: "error"; value: Error }
+    | undefined;
+  /** The state after these steps, if the request asked for it or if `ending` is set. Opaque. */
+  state: Buffer;
+  /** How many steps the session has had, those before an imported state included. */
+  steps: number;
+  /**
+   * Set in a last message that answers no request: the server ends the session, with UNAVAILABLE,
+   * for this reason, such as that it stops. The session can be continued elsewhere from `state`.
+   */
+  ending: string;
+}
+
 /** The request of Models.List. */
 export interface ListModelsRequest {
 }
@@ -408,7 +491,34 @@ export interface DescribeModelResponse {
     | ModelMetadata
     | undefined;
   /** How its requests are batched at the moment. */
-  batching: Batching | undefined;
+  batching:
+    | Batching
+    | undefined;
+  /** How sequences of different lengths are served; unset for a model without recurrent layers. */
+  sequences: SequenceServing | undefined;
+}
+
+/** How a recurrent model's sequences are served. */
+export interface SequenceServing {
+  /** How requests of different lengths share runs. */
+  method: SequenceMethod;
+  /** Why requests of different lengths share no runs, if they do not. */
+  reason: string;
+  /** The steps of one run, for SEQUENCE_METHOD_CELLULAR. */
+  chunkSteps: number;
+  /** The bytes of the state of one row, as sessions keep it; 0 if the model has none. */
+  stateBytes: number;
+  /** Why it has no sessions, if it has none, such as that a layer reads from the end. */
+  statelessReason: string;
+  /** The sessions that are open. */
+  openSessions: number;
+  /** The axis along which steps follow each other, by the name of the input. */
+  timeAxes: { [key: string]: number };
+}
+
+export interface SequenceServing_TimeAxesEntry {
+  key: string;
+  value: number;
 }
 
 /** How a model's requests are batched at the moment, as far as the server has measured it. */
@@ -1769,6 +1879,369 @@ export const Error: MessageFns<Error> = {
   },
 };
 
+function createBaseSessionRequest(): SessionRequest {
+  return { start: undefined, inputs: [], id: 0, returnState: false };
+}
+
+export const SessionRequest: MessageFns<SessionRequest> = {
+  encode(message: SessionRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.start !== undefined) {
+      SessionStart.encode(message.start, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.inputs) {
+      Tensor.encode(v!, writer.uint32(18).fork()).join();
+    }
+    if (message.id !== 0) {
+      writer.uint32(24).uint64(message.id);
+    }
+    if (message.returnState !== false) {
+      writer.uint32(32).bool(message.returnState);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SessionRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSessionRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.start = SessionStart.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.inputs.push(Tensor.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.id = longToNumber(reader.uint64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.returnState = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SessionRequest>): SessionRequest {
+    return SessionRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SessionRequest>): SessionRequest {
+    const message = createBaseSessionRequest();
+    message.start = (object.start !== undefined && object.start !== null)
+      ? SessionStart.fromPartial(object.start)
+      : undefined;
+    message.inputs = object.inputs?.map((e) => Tensor.fromPartial(e)) || [];
+    message.id = object.id ?? 0;
+    message.returnState = object.returnState ?? false;
+    return message;
+  },
+};
+
+function createBaseSessionStart(): SessionStart {
+  return { model: "", which: undefined, topK: 0, rawOutputs: false, priority: 0, state: Buffer.alloc(0) };
+}
+
+export const SessionStart: MessageFns<SessionStart> = {
+  encode(message: SessionStart, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.model !== "") {
+      writer.uint32(10).string(message.model);
+    }
+    switch (message.which?.$case) {
+      case "version":
+        writer.uint32(16).int64(message.which.value);
+        break;
+      case "label":
+        writer.uint32(26).string(message.which.value);
+        break;
+    }
+    if (message.topK !== 0) {
+      writer.uint32(32).uint32(message.topK);
+    }
+    if (message.rawOutputs !== false) {
+      writer.uint32(40).bool(message.rawOutputs);
+    }
+    if (message.priority !== 0) {
+      writer.uint32(48).int32(message.priority);
+    }
+    if (message.state.length !== 0) {
+      writer.uint32(58).bytes(message.state);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SessionStart {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSessionStart();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.model = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.which = { $case: "version", value: longToNumber(reader.int64()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.which = { $case: "label", value: reader.string() };
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.topK = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.rawOutputs = reader.bool();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.priority = reader.int32() as any;
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.state = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SessionStart>): SessionStart {
+    return SessionStart.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SessionStart>): SessionStart {
+    const message = createBaseSessionStart();
+    message.model = object.model ?? "";
+    switch (object.which?.$case) {
+      case "version": {
+        if (object.which?.value !== undefined && object.which?.value !== null) {
+          message.which = { $case: "version", value: object.which.value };
+        }
+        break;
+      }
+      case "label": {
+        if (object.which?.value !== undefined && object.which?.value !== null) {
+          message.which = { $case: "label", value: object.which.value };
+        }
+        break;
+      }
+    }
+    message.topK = object.topK ?? 0;
+    message.rawOutputs = object.rawOutputs ?? false;
+    message.priority = object.priority ?? 0;
+    message.state = object.state ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseSessionResponse(): SessionResponse {
+  return { id: 0, outcome: undefined, state: Buffer.alloc(0), steps: 0, ending: "" };
+}
+
+export const SessionResponse: MessageFns<SessionResponse> = {
+  encode(message: SessionResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.id !== 0) {
+      writer.uint32(8).uint64(message.id);
+    }
+    switch (message.outcome?.$case) {
+      case "response":
+        PredictResponse.encode(message.outcome.value, writer.uint32(18).fork()).join();
+        break;
+      case "error":
+        Error.encode(message.outcome.value, writer.uint32(26).fork()).join();
+        break;
+    }
+    if (message.state.length !== 0) {
+      writer.uint32(34).bytes(message.state);
+    }
+    if (message.steps !== 0) {
+      writer.uint32(40).uint64(message.steps);
+    }
+    if (message.ending !== "") {
+      writer.uint32(50).string(message.ending);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SessionResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSessionResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.id = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.outcome = { $case: "response", value: PredictResponse.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.outcome = { $case: "error", value: Error.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.state = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.steps = longToNumber(reader.uint64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.ending = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SessionResponse>): SessionResponse {
+    return SessionResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SessionResponse>): SessionResponse {
+    const message = createBaseSessionResponse();
+    message.id = object.id ?? 0;
+    switch (object.outcome?.$case) {
+      case "response": {
+        if (object.outcome?.value !== undefined && object.outcome?.value !== null) {
+          message.outcome = { $case: "response", value: PredictResponse.fromPartial(object.outcome.value) };
+        }
+        break;
+      }
+      case "error": {
+        if (object.outcome?.value !== undefined && object.outcome?.value !== null) {
+          message.outcome = { $case: "error", value: Error.fromPartial(object.outcome.value) };
+        }
+        break;
+      }
+    }
+    message.state = object.state ?? Buffer.alloc(0);
+    message.steps = object.steps ?? 0;
+    message.ending = object.ending ?? "";
+    return message;
+  },
+};
+
 function createBaseListModelsRequest(): ListModelsRequest {
   return {};
 }
@@ -2614,6 +3087,7 @@ function createBaseDescribeModelResponse(): DescribeModelResponse {
     batched: false,
     metadata: undefined,
     batching: undefined,
+    sequences: undefined,
   };
 }
 
@@ -2639,6 +3113,9 @@ export const DescribeModelResponse: MessageFns<DescribeModelResponse> = {
     }
     if (message.batching !== undefined) {
       Batching.encode(message.batching, writer.uint32(58).fork()).join();
+    }
+    if (message.sequences !== undefined) {
+      SequenceServing.encode(message.sequences, writer.uint32(66).fork()).join();
     }
     return writer;
   },
@@ -2712,6 +3189,14 @@ export const DescribeModelResponse: MessageFns<DescribeModelResponse> = {
             message.batching = Batching.decode(reader, reader.uint32());
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.sequences = SequenceServing.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2742,6 +3227,214 @@ export const DescribeModelResponse: MessageFns<DescribeModelResponse> = {
     message.batching = (object.batching !== undefined && object.batching !== null)
       ? Batching.fromPartial(object.batching)
       : undefined;
+    message.sequences = (object.sequences !== undefined && object.sequences !== null)
+      ? SequenceServing.fromPartial(object.sequences)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseSequenceServing(): SequenceServing {
+  return { method: 0, reason: "", chunkSteps: 0, stateBytes: 0, statelessReason: "", openSessions: 0, timeAxes: {} };
+}
+
+export const SequenceServing: MessageFns<SequenceServing> = {
+  encode(message: SequenceServing, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.method !== 0) {
+      writer.uint32(8).int32(message.method);
+    }
+    if (message.reason !== "") {
+      writer.uint32(18).string(message.reason);
+    }
+    if (message.chunkSteps !== 0) {
+      writer.uint32(24).uint32(message.chunkSteps);
+    }
+    if (message.stateBytes !== 0) {
+      writer.uint32(32).uint64(message.stateBytes);
+    }
+    if (message.statelessReason !== "") {
+      writer.uint32(42).string(message.statelessReason);
+    }
+    if (message.openSessions !== 0) {
+      writer.uint32(48).uint32(message.openSessions);
+    }
+    globalThis.Object.entries(message.timeAxes).forEach(([key, value]: [string, number]) => {
+      SequenceServing_TimeAxesEntry.encode({ key: key as any, value }, writer.uint32(58).fork()).join();
+    });
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SequenceServing {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSequenceServing();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.method = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.chunkSteps = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.stateBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.statelessReason = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.openSessions = reader.uint32();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            const entry7 = SequenceServing_TimeAxesEntry.decode(reader, reader.uint32());
+            if (entry7.value !== undefined) {
+              message.timeAxes[entry7.key] = entry7.value;
+            }
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SequenceServing>): SequenceServing {
+    return SequenceServing.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SequenceServing>): SequenceServing {
+    const message = createBaseSequenceServing();
+    message.method = object.method ?? 0;
+    message.reason = object.reason ?? "";
+    message.chunkSteps = object.chunkSteps ?? 0;
+    message.stateBytes = object.stateBytes ?? 0;
+    message.statelessReason = object.statelessReason ?? "";
+    message.openSessions = object.openSessions ?? 0;
+    message.timeAxes = (globalThis.Object.entries(object.timeAxes ?? {}) as [string, number][]).reduce(
+      (acc: { [key: string]: number }, [key, value]: [string, number]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.Number(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseSequenceServing_TimeAxesEntry(): SequenceServing_TimeAxesEntry {
+  return { key: "", value: 0 };
+}
+
+export const SequenceServing_TimeAxesEntry: MessageFns<SequenceServing_TimeAxesEntry> = {
+  encode(message: SequenceServing_TimeAxesEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== 0) {
+      writer.uint32(16).uint32(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SequenceServing_TimeAxesEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSequenceServing_TimeAxesEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.value = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SequenceServing_TimeAxesEntry>): SequenceServing_TimeAxesEntry {
+    return SequenceServing_TimeAxesEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SequenceServing_TimeAxesEntry>): SequenceServing_TimeAxesEntry {
+    const message = createBaseSequenceServing_TimeAxesEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? 0;
     return message;
   },
 };
@@ -3765,6 +4458,22 @@ export const PredictionService = {
       Buffer.from(PredictStreamResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): PredictStreamResponse => PredictStreamResponse.decode(value),
   },
+  /**
+   * A sequence that is sent as it comes, for recurrent models: the server keeps the state between
+   * its messages, and answers each as if the sequence ended there. The first message begins the
+   * session, which lives as long as the stream. Every message has one response, in their order; a
+   * message that fails has an error in its response, leaves the state as it was, and does not end
+   * the session. FAILED_PRECONDITION for models without a state, see SequenceServing.
+   */
+  session: {
+    path: "/neurona.v1.Prediction/Session" as const,
+    requestStream: true as const,
+    responseStream: true as const,
+    requestSerialize: (value: SessionRequest): Buffer => Buffer.from(SessionRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SessionRequest => SessionRequest.decode(value),
+    responseSerialize: (value: SessionResponse): Buffer => Buffer.from(SessionResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SessionResponse => SessionResponse.decode(value),
+  },
 } as const;
 
 export interface PredictionServer extends UntypedServiceImplementation {
@@ -3786,6 +4495,14 @@ export interface PredictionServer extends UntypedServiceImplementation {
    * request. A request that fails has an error in its response and does not end the stream.
    */
   predictStream: handleBidiStreamingCall<PredictStreamRequest, PredictStreamResponse>;
+  /**
+   * A sequence that is sent as it comes, for recurrent models: the server keeps the state between
+   * its messages, and answers each as if the sequence ended there. The first message begins the
+   * session, which lives as long as the stream. Every message has one response, in their order; a
+   * message that fails has an error in its response, leaves the state as it was, and does not end
+   * the session. FAILED_PRECONDITION for models without a state, see SequenceServing.
+   */
+  session: handleBidiStreamingCall<SessionRequest, SessionResponse>;
 }
 
 export interface PredictionClient extends Client {
@@ -3854,6 +4571,16 @@ export interface PredictionClient extends Client {
     metadata: Metadata,
     options?: Partial<CallOptions>,
   ): ClientDuplexStream<PredictStreamRequest, PredictStreamResponse>;
+  /**
+   * A sequence that is sent as it comes, for recurrent models: the server keeps the state between
+   * its messages, and answers each as if the sequence ended there. The first message begins the
+   * session, which lives as long as the stream. Every message has one response, in their order; a
+   * message that fails has an error in its response, leaves the state as it was, and does not end
+   * the session. FAILED_PRECONDITION for models without a state, see SequenceServing.
+   */
+  session(): ClientDuplexStream<SessionRequest, SessionResponse>;
+  session(options: Partial<CallOptions>): ClientDuplexStream<SessionRequest, SessionResponse>;
+  session(metadata: Metadata, options?: Partial<CallOptions>): ClientDuplexStream<SessionRequest, SessionResponse>;
 }
 
 export const PredictionClient = makeGenericClientConstructor(PredictionService, "neurona.v1.Prediction") as unknown as {
