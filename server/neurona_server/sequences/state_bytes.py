@@ -86,8 +86,8 @@ class StateCodec:
         """
         if data[: len(FORMAT) - 1] != FORMAT[:-1]:
             raise InvalidArgumentError(
-                f"state unknown: {len(data)} bytes that no server has made (expected the `state` of "
-                "a SessionResponse)"
+                f"state unknown: {len(data)} bytes that no server has made (expected those of a "
+                "SessionResponse)"
             )
         if len(data) < _LENGTH.size or len(data) != (length := _LENGTH.unpack_from(data)[1]):
             expected = f"{length} bytes" if len(data) >= _LENGTH.size else "more"

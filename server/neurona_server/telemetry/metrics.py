@@ -158,7 +158,6 @@ class Metrics:
         self.open_streams = gauge(
             "open_streams", "Open PredictStream, Session and ModelStreamInfer calls.", ()
         )
-        self.sessions = SessionMetrics(registry, VERSION_LABELS)
 
         # Queues.
         self.displaced_requests = counter(
@@ -233,7 +232,11 @@ class Metrics:
             LOAD_SECONDS_BUCKETS,
             ("model",),
         )
-        self.loading, self.devices = LoadingCollector(), DeviceMetrics(registry, VERSION_LABELS)
+        self.loading, self.devices, self.sessions = (
+            LoadingCollector(),
+            DeviceMetrics(registry, VERSION_LABELS),
+            SessionMetrics(registry, VERSION_LABELS),
+        )
         registry.register(self.loading)
         registry.register(RunPhaseCollector(self._copy_run_statistics))
 
