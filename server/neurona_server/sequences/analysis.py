@@ -78,7 +78,7 @@ def analyse(
         Exception: What runs and their cancellation raise.
     """
     try:
-        return _Analysis(recurrent_graph.read_model(content, external), source).analyse()
+        return _FormFinder(recurrent_graph.read_model(content, external), source).analyse()
     except (NotRewrittenError, UnknownAxesError) as error:
         return SequenceAnalysis(without_lengths({}, str(error)))
 
@@ -88,7 +88,7 @@ def without_lengths(time_axes: Mapping[str, int], reason: str) -> SequenceForm:
     return SequenceForm(time_axes, ragged_reason=reason, stateless_reason=reason)
 
 
-class _Analysis:
+class _FormFinder:
     def __init__(self, model: "ModelProto", source: RecurrentSource) -> None:
         self._model, self._source = model, source
 
