@@ -71,11 +71,11 @@ def find_sequences(
     loading = _SequenceLoading(path, session, signature, lengths, cancellation)
     try:
         reason = loading.find_obstacle(is_reshaped=is_reshaped)
-        found = SequenceAnalysis(without_lengths({}, reason)) if reason else loading.analyse()
-        if found.content:
+        analysis = SequenceAnalysis(without_lengths({}, reason)) if reason else loading.analyse()
+        if analysis.content:
             for one in sessions:
                 opened = loading.opened if one is session else None
-                one.use_sequence_graph(found.content, found.form, opened, cancellation)
+                one.use_sequence_graph(analysis.content, analysis.form, opened, cancellation)
     except DeviceLostError:
         raise
     except Exception as error:  # of ONNX Runtime and of the rewrite, of many classes
@@ -85,8 +85,8 @@ def find_sequences(
         log.info("%s: sequences of different lengths share no runs: %s", model, error)
         reason = "it could not be run with lengths; see the server's log"
         return without_lengths({}, reason)
-    _log(model, found.form, time.monotonic() - started)
-    return found.form
+    _log(model, analysis.form, time.monotonic() - started)
+    return analysis.form
 
 
 def _log(model: str, form: SequenceForm, seconds: float) -> None:

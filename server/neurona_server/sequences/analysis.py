@@ -170,13 +170,13 @@ class _FormFinder:
         """Return the axis of time of the outputs that have one, by index."""
         output_axes = {}
         for index, output in enumerate(self._model.graph.output):
-            found = axes.find(output.name)
-            if found is None:
+            meanings = axes.find(output.name)
+            if meanings is None:
                 raise NotRewrittenError(f"the number of axes of output {output.name!r} varies")
-            if not found or found[0] is not Axis.ROWS:
+            if not meanings or meanings[0] is not Axis.ROWS:
                 raise NotRewrittenError(f"axis 0 of output {output.name!r} is not that of the rows")
-            steps = [axis for axis, meaning in enumerate(found) if meaning is Axis.TIME]
-            if len(steps) > 1 or {Axis.OTHER, Axis.ROWS_AND_TIME} & {*found}:
+            steps = [axis for axis, meaning in enumerate(meanings) if meaning is Axis.TIME]
+            if len(steps) > 1 or {Axis.OTHER, Axis.ROWS_AND_TIME} & {*meanings}:
                 raise NotRewrittenError(
                     f"the shape of output {output.name!r} depends on the steps in an unknown way"
                 )

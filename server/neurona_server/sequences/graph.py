@@ -265,13 +265,13 @@ class _Rewriter:
     def _sources(self, tensor: str) -> set[str]:
         """Return the inputs of the model whose values, not only shapes, a tensor depends on."""
         sources: set[str] = set()
-        seen: set[str] = set()
+        visited: set[str] = set()
         names = [tensor]
         while names:
             name = names.pop()
-            if not name or name in seen:
+            if not name or name in visited:
                 continue
-            seen.add(name)
+            visited.add(name)
             if name in self._inputs:
                 sources.add(name)
             node = self._producers.get(name)

@@ -123,7 +123,7 @@ def find_time_axes(
 
     before = count_steps(())
     tied: list[FreeAxis] = []
-    found: list[Collection[FreeAxis]] = []
+    changing: list[Collection[FreeAxis]] = []
     for group in groups:
         try:
             after = count_steps(group)
@@ -134,18 +134,18 @@ def find_time_axes(
         if changed and changed != {*sequences}:
             raise UnknownAxesError("its layers read sequences of different inputs")
         if changed:
-            found.append(group)
+            changing.append(group)
     if tied and count_steps(tied) != before:
-        found.append(tied)
-    if not found:
+        changing.append(tied)
+    if not changing:
         raise UnknownAxesError("no input has a number of steps that is free")
-    if len(found) > 1:
-        names = sorted({name for group in found for name, _ in group})
+    if len(changing) > 1:
+        names = sorted({name for group in changing for name, _ in group})
         raise UnknownAxesError(
             f"the steps depend on several sizes of {', '.join(map(repr, names))}"
         )
     axes: dict[str, int] = {}
-    for name, axis in found[0]:
+    for name, axis in changing[0]:
         if name in axes:
             raise UnknownAxesError(f"input {name!r} has several axes with the number of steps")
         axes[name] = axis

@@ -256,9 +256,9 @@ def _read(file: BinaryIO, part: ProtobufField, max_bytes: int) -> bytes:
 def _walk_node(file: BinaryIO, node: ProtobufField, outline: GraphOutline, *, nested: bool) -> None:
     # Faster than parsing every attribute: an external tensor must contain this key.
     if not nested and not outline.recurrent:
-        found = [one for one in _SEQUENTIAL if _contains(file, node, one)]
-        outline.sequential |= bool(found)
-        outline.recurrent = any(one in _RECURRENT for one in found)
+        operators = [one for one in _SEQUENTIAL if _contains(file, node, one)]
+        outline.sequential |= bool(operators)
+        outline.recurrent = any(one in _RECURRENT for one in operators)
     if nested or _contains(file, node, b"location"):
         for attribute in read_fields(file, node.start, node.end):
             if attribute.number == 5:
