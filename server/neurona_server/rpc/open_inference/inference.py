@@ -47,14 +47,12 @@ from neurona_server.rpc.open_inference.messages import (
 )
 from neurona_server.rpc.open_inference.outputs import InferResponseWriter, read_requested_outputs
 from neurona_server.rpc.open_inference.regions import RegionUse
-from neurona_server.rpc.open_inference.sequences import (
-    SequenceKey,
-    Sequences,
-    SequenceStep,
+from neurona_server.rpc.open_inference.sequence_parameters import (
     StepParameters,
     missing_id_error,
     read_step_parameters,
 )
+from neurona_server.rpc.open_inference.sequences import SequenceKey, Sequences, SequenceStep
 from neurona_server.rpc.open_inference.shared_memory import REGION, SharedMemoryService
 from neurona_server.rpc.open_inference.streaming import InferStream, PendingResponse
 from neurona_server.rpc.security.access import Grant, Right, visible_models

@@ -158,13 +158,15 @@ class MetadataService:
         return pb.ModelConfigResponse(config=model_config(model, self._versions, self._sessions))
 
 
-def model_config(model: Model, versions: VersionPolicy, sessions: SessionLimits) -> ModelConfig:
+def model_config(
+    model: Model, versions: VersionPolicy, sessions: SessionLimits | None = None
+) -> ModelConfig:
     """Return the configuration of a loaded model: what its config.pbtxt says, completed.
 
     Args:
         model: The model.
         versions: The policy of a model that has none of its own.
-        sessions: The limits of its sequences.
+        sessions: The limits of its sequences; None: the defaults.
     """
     signature = model.signature
     config = ModelConfig.FromString(model.settings.triton_config)
@@ -185,7 +187,9 @@ def model_config(model: Model, versions: VersionPolicy, sessions: SessionLimits)
     config.default_model_filename = model.settings.model_file or MODEL_FILE
     config.model_transaction_policy.decoupled = False
     if config.HasField("sequence_batching") or model.state_codec is not None:
-        _complete_sequences(config.sequence_batching, model.batcher.policy, sessions)
+        _complete_sequences(
+            config.sequence_batching, model.batcher.policy, sessions or SessionLimits()
+        )
     elif signature.batched:
         _complete_batching(config.dynamic_batching, model.batcher.policy)
     return config

@@ -13,12 +13,10 @@ answers would lack it.
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from neurona_protos.open_inference_pb2 import InferParameter, ModelInferRequest
 from neurona_server.batching.batcher import Defer
-from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -29,94 +27,16 @@ from neurona_server.errors import (
     quoted,
 )
 from neurona_server.models.model import Model
-from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import cancellation_error
-from neurona_server.rpc.sessions import SequenceSession, SessionStep, SessionStore, state_codec
+from neurona_server.rpc.open_inference.sequence_parameters import StepParameters
+from neurona_server.rpc.open_inference.sequence_sessions import IdentifiedSession, new_session
+from neurona_server.rpc.sessions import SessionStore, state_codec
 from neurona_server.rpc.submission import AcceptedRequest, Responder
-from neurona_server.sequences.implicit_state import (
-    SequenceId,
-    initial_states,
-    next_states,
-    step_inputs,
-)
-from neurona_server.sequences.sequence_batching import SequenceBatching
+from neurona_server.sequences.implicit_state import SequenceId
 from neurona_server.telemetry.trace import CallTrace
-
-MAX_ID_BYTES = 1024
-"""Bytes of an id that is a string: the server keeps the ids of all open sequences."""
 
 ENDED = "it has ended"
 """Why a sequence is gone that its caller has ended."""
-
-_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
-
-
-class StepParameters(NamedTuple):
-    """The parameters of a request that is a step of a sequence."""
-
-    sequence_id: SequenceId
-    starts: bool = False
-    ends: bool = False
-
-
-def read_step_parameters(message: ModelInferRequest) -> StepParameters | None:
-    """Return the parameters of a step; None if the request is of no sequence.
-
-    An integer is taken as unsigned, so that -1 is 2^64-1. The integer 1 and the string "1" are
-    two ids. 0 and "" stand for no sequence, as does no id.
-
-    Raises:
-        InvalidArgumentError: A parameter has the wrong type or value.
-    """
-    given = message.parameters
-    if not any(name in given for name in _PARAMETERS):
-        return None
-    starts, ends = (
-        _read_flag(name, given[name]) if name in given else False for name in _PARAMETERS[1:]
-    )
-    sequence_id = _read_id(given["sequence_id"]) if "sequence_id" in given else 0
-    if sequence_id:
-        return StepParameters(sequence_id, starts, ends)
-    if starts or ends:
-        raise missing_id_error(message.model_name)
-    return None
-
-
-def missing_id_error(model: str) -> InvalidArgumentError:
-    """Return the error of a request that needs an id of a sequence and has none."""
-    return InvalidArgumentError(
-        f"inference request to model {quoted(model)} must specify a non-zero or non-empty "
-        "correlation ID: parameter 'sequence_id' is missing, 0 or empty"
-    )
-
-
-def _read_id(parameter: InferParameter) -> SequenceId:
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind == "int64_param":
-        return parameter.int64_param % (1 << 64)
-    if kind == "uint64_param":
-        return parameter.uint64_param
-    if kind != "string_param":
-        raise InvalidArgumentError(
-            "invalid value type for 'sequence_id' parameter, expected int64_param or "
-            f"string_param: it is a {kind or 'nothing'}"
-        )
-    size = len(parameter.string_param.encode())
-    if size > MAX_ID_BYTES:
-        raise InvalidArgumentError(
-            f"parameter 'sequence_id' has {size} bytes (expected at most {MAX_ID_BYTES})"
-        )
-    return parameter.string_param
-
-
-def _read_flag(name: str, parameter: InferParameter) -> bool:
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind != "bool_param":
-        raise InvalidArgumentError(
-            f"invalid value type for {name!r} parameter, expected bool_param: it is a "
-            f"{kind or 'nothing'}"
-        )
-    return parameter.bool_param
 
 
 class SequenceKey(NamedTuple):
@@ -128,133 +48,6 @@ class SequenceKey(NamedTuple):
     version: str
     """As requests have it: a number, a label, or "" for the server's choice."""
     sequence_id: SequenceId
-
-
-class IdentifiedSession(SequenceSession):
-    """A session whose steps are requests with its id."""
-
-    __slots__ = ("aborted_steps", "arrived_steps", "is_ending")
-
-    def __init__(
-        self,
-        store: SessionStore,
-        model: Model,
-        key: Hashable | None,
-        on_end: Callable[[str], None] | None,
-        state: bytes,
-        now: float,
-    ) -> None:
-        super().__init__(store, model, key, on_end, state, now)
-        self.arrived_steps = 0
-        self.aborted_steps = 0
-        """Steps up to this one fail: one before them has failed."""
-        self.is_ending = False
-        """Whether its last step has arrived."""
-
-    def step_inputs(
-        self,
-        described: Mapping[str, TensorType],  # noqa: ARG002  those of others need it
-        step: StepParameters,  # noqa: ARG002
-    ) -> Inputs:
-        """Return the inputs of a step that the caller does not send, except STATE.
-
-        Args:
-            described: Datatype and shape of those that the caller sends.
-            step: The parameters of the step.
-
-        Raises:
-            InvalidArgumentError: The step does not fit the sequence.
-        """
-        return {}
-
-
-class DeclaredSession(IdentifiedSession):
-    """A session of a model whose configuration declares control inputs and tensors of its state."""
-
-    __slots__ = ("states",)
-
-    def __init__(
-        self,
-        store: SessionStore,
-        model: Model,
-        key: Hashable | None,
-        on_end: Callable[[str], None] | None,
-        state: bytes,
-        now: float,
-    ) -> None:
-        super().__init__(store, model, key, on_end, state, now)
-        self.states: Sequence[Array] = ()
-
-    @property
-    def _batching(self) -> SequenceBatching:
-        batching = self.model.settings.sequences
-        assert batching is not None  # noqa: S101  for the type checker: `new_session` checks it
-        return batching
-
-    @staticmethod
-    def _import_state(model: Model, state: bytes) -> None:
-        """Do nothing: these states cannot be exported."""
-
-    def step_inputs(self, described: Mapping[str, TensorType], step: StepParameters) -> Inputs:
-        rows = None
-        if self.model.has_batch_axis:
-            shape = next((shape for _, shape in described.values() if shape), (1,))
-            rows = shape[0]
-            self.check_row_count(rows)
-        states = self.states or initial_states(self._batching, rows)
-        return step_inputs(
-            self._batching, step.sequence_id, states, rows, starts=step.starts, ends=step.ends
-        )
-
-    def check_rows(self, input_types: Mapping[str, TensorType]) -> None:
-        """Do nothing: `step_inputs` has checked them."""
-
-    def new_step(self, *arguments: Any) -> "DeclaredStep":
-        return DeclaredStep(self, *arguments)
-
-    def add_state(self, inputs: Inputs) -> Inputs:
-        return inputs
-
-    def without_state(self, outputs: Outputs) -> Outputs:
-        return outputs
-
-    def commit(self, inputs: Inputs, outputs: Outputs) -> None:  # noqa: ARG002  see its base
-        batching = self._batching
-        if batching.states:
-            names = [spec.name for spec in self.model.signature.outputs]
-            self.states = next_states(batching, dict(zip(names, outputs, strict=True)))
-            self.rows = len(self.states[0]) if self.model.has_batch_axis else 0
-        self.count(1)
-
-    def export_state(self) -> bytes:
-        return b""
-
-
-class DeclaredStep(SessionStep):
-    """A step of a DeclaredSession."""
-
-    __slots__ = ()
-
-    @property
-    def ranked_classes(self) -> int:
-        """0: all values, since an output may be the state."""
-        return 0
-
-
-def new_session(
-    store: SessionStore,
-    model: Model,
-    key: Hashable | None,
-    on_end: Callable[[str], None] | None,
-    state: bytes,
-    now: float,
-) -> IdentifiedSession:
-    """Make a session of the kind that the model has. Raises StatelessModelError."""
-    declared = model.settings.sequences
-    kind = IdentifiedSession
-    if declared is not None and (declared.hidden_inputs or model.state_codec is None):
-        kind = DeclaredSession
-    return kind(store, model, key, on_end, state, now)
 
 
 class SequenceStep:
