@@ -129,22 +129,25 @@ class _SequenceLoading:
 
     def find_obstacle(self, *, is_reshaped: bool) -> str:
         """Return why the model is served one length at a time, "" if nothing is known yet."""
-        session = self._session
-        shapeless = [spec.name for spec in self._specs if spec.any_shape]
-        unusual = [spec for spec in self._specs if spec.dtype in _NO_ARRAYS]
-        reasons = {
-            f"input {shapeless[0] if shapeless else None!r} has no declared shape": bool(shapeless),
-            f"an input is {unusual[0] if unusual else None}": bool(unusual),
-            "its requests cannot share runs: axis 0 is not that of independent rows": (
-                not self._is_batched
-            ),
-            "its config.pbtxt reshapes its tensors": is_reshaped,
-            f"it runs on {session.provider}, which compiles graphs": (
-                session.provider not in _PROVIDERS
-            ),
-            "a graph inside a node has external data": session.outline.nested_external,
-        }
-        return next((reason for reason, applies in reasons.items() if applies), "")
+        provider = self._session.provider
+        if reason := self._find_unusual_input():
+            return reason
+        if not self._is_batched:
+            return "its requests cannot share runs: axis 0 is not that of independent rows"
+        if is_reshaped:
+            return "its config.pbtxt reshapes its tensors"
+        if provider not in _PROVIDERS:
+            return f"it runs on {provider}, which compiles graphs"
+        nested = self._session.outline.nested_external
+        return "a graph inside a node has external data" if nested else ""
+
+    def _find_unusual_input(self) -> str:
+        for spec in self._specs:
+            if spec.any_shape:
+                return f"input {spec.name!r} has no declared shape"
+            if spec.dtype in _NO_ARRAYS:
+                return f"input {spec.name!r} is {spec}"
+        return ""
 
     def analyse(self) -> SequenceAnalysis:
         outline = self._session.outline
