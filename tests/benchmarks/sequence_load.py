@@ -145,7 +145,7 @@ class Connection:
         self.socket.setblocking(False)
         self.calls: dict[int, tuple[int, float]] = {}
         """By stream: what was sent, and when it should have been."""
-        self.answers: dict[int, list[bytes]] = {}
+        self._answers: dict[int, list[bytes]] = {}
         self._stream = 1
         self._window = FIRST_WINDOW_BYTES
         self._received = 0
@@ -180,12 +180,18 @@ class Connection:
             )
             for start in range(0, len(message), FRAME_BYTES)
         ]
-        if not self._waiting and len(message) <= self._window:
-            self._window -= len(message)
-            self._write(raw + b"".join(frames))
-            return
-        self._waiting.extend([raw, *frames])
-        self._write_waiting()
+        self._send(len(message), raw, *frames)
+
+    def open_stream(self, headers: bytes) -> int:
+        """Starts a call of many messages and returns its stream."""
+        stream = self._stream
+        self._stream += 2
+        self._send(0, encode_frame(HEADERS, END_HEADERS, stream, headers))
+        return stream
+
+    def send_message(self, stream: int, message: bytes) -> None:
+        """Sends a message of a call, shorter than a frame; all of them than a stream's window."""
+        self._send(len(message), encode_frame(DATA, 0, stream, message))
 
     def write_unsent(self) -> None:
         """Writes what the socket did not take before."""
@@ -194,6 +200,23 @@ class Connection:
 
     def read(self) -> list[tuple[int, int, float, bytes]]:
         """Reads what has come; returns what was sent, status, due time and response of each end.
+
+        Raises:
+            ConnectionError: The server has closed the connection.
+        """
+        ended = []
+        for kind, flags, stream, payload in self.read_frames():
+            if kind == DATA:
+                self._answers.setdefault(stream, []).append(payload)
+            if (kind in (DATA, HEADERS) and flags & END_STREAM) or kind == RESET:
+                item, due = self.calls.pop(stream)
+                answer = b"".join(self._answers.pop(stream, ()))
+                status = OK if answer else parse_status(kind, payload)
+                ended.append((item, status, due, answer[5:]))
+        return ended
+
+    def read_frames(self) -> list[tuple[int, int, int, bytes]]:
+        """Reads what has come; returns kind, flags, stream and bytes of the frames of streams.
 
         Raises:
             ConnectionError: The server has closed the connection.
@@ -210,7 +233,7 @@ class Connection:
             self._received = 0
         buffer = self._buffer
         buffer += received
-        ended = []
+        frames = []
         start, size = 0, len(buffer)
         while size - start >= 9:
             stop = start + 9 + (buffer[start] << 16 | buffer[start + 1] << 8 | buffer[start + 2])
@@ -218,18 +241,14 @@ class Connection:
                 break
             kind, flags = buffer[start + 3], buffer[start + 4]
             stream = int.from_bytes(buffer[start + 5 : start + 9], "big") & 0x7FFFFFFF
-            if kind == DATA:
-                self.answers.setdefault(stream, []).append(bytes(buffer[start + 9 : stop]))
-            elif stream == 0:
-                self._control(kind, flags, bytes(buffer[start + 9 : stop]))
-            if (kind in (DATA, HEADERS) and flags & END_STREAM) or kind == RESET:
-                item, due = self.calls.pop(stream)
-                answer = b"".join(self.answers.pop(stream, ()))
-                status = OK if answer else _status(kind, bytes(buffer[start + 9 : stop]))
-                ended.append((item, status, due, answer[5:]))
+            payload = bytes(buffer[start + 9 : stop])
+            if stream == 0:
+                self._control(kind, flags, payload)
+            elif kind in (DATA, HEADERS, RESET):
+                frames.append((kind, flags, stream, payload))
             start = stop
         del buffer[:start]
-        return ended
+        return frames
 
     def _control(self, kind: int, flags: int, payload: bytes) -> None:
         if kind == SETTINGS and not flags & ACK:
@@ -241,6 +260,15 @@ class Connection:
             self._write_waiting()
         elif kind == GO_AWAY:
             raise ConnectionError("the server takes no more calls")
+
+    def _send(self, size: int, *frames: bytes) -> None:
+        """Sends frames that count `size` bytes for the server's window, once it has room."""
+        if not self._waiting and size <= self._window:
+            self._window -= size
+            self._write(b"".join(frames))
+            return
+        self._waiting.extend(frames)
+        self._write_waiting()
 
     def _write_waiting(self) -> None:
         ready = bytearray()
@@ -263,7 +291,8 @@ class Connection:
         self._unsent += raw
 
 
-def _status(kind: int, payload: bytes) -> int:
+def parse_status(kind: int, payload: bytes) -> int:
+    """Returns gRPC's status in the last frame of a call, OTHER if it has none."""
     if kind == HEADERS and (match := re.search(rb"grpc-status.(\d+)", payload)):
         return int(match[1])
     return OTHER
