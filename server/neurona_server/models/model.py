@@ -33,6 +33,7 @@ from neurona_server.models.output_shapes import (
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.reshape import Reshape, find_reshapes, reshape_runs
+from neurona_server.models.sequence_loading import find_sequences
 from neurona_server.models.signature import (
     Signature,
     TensorSpec,
@@ -183,6 +184,16 @@ class Model:
         self.placement = session.placement
         self.signature = _signature(str(source), session, self.settings, reshapes["input"], runs[0])
         batched = self.signature.batched
+        lengths = _find_lengths(source, [*self.signature.inputs, *self.signature.optional])
+        self.sequences = find_sequences(
+            str(source),
+            source.path,
+            self.sessions,
+            self.signature,
+            lengths,
+            is_reshaped=any(reshapes.values()),
+            cancellation=cancellation,
+        )
         tracer, policy = options.tracer, options.policy
         if policy.inline is not False and time_depends_on_values(source.path):
             policy = replace(policy, inline=False)  # no measurement predicts its next run
@@ -200,7 +211,6 @@ class Model:
         self.batcher.free_memory = partial(_free_device_memory, self.sessions)
         inputs = self.signature.inputs
         all_inputs = [*inputs, *self.signature.optional]
-        lengths = _find_lengths(source, all_inputs)
         started = time.monotonic()
         for one in self.sessions:
             if one.device.kind != "cpu":
@@ -231,7 +241,7 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
-        if not any(reshapes.values()):
+        if not any(reshapes.values()) and not session.runs_sequences:
             self.batcher.ranking = find_ranking(
                 str(source),
                 self.sessions,
