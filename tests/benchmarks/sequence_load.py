@@ -136,7 +136,7 @@ def encode_message(body: bytes) -> bytes:
 
 
 class Connection:
-    """A connection to a server, its calls under way, and the server's flow control."""
+    """A connection to a server, its open calls, and the server's flow control."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -311,18 +311,18 @@ def make_load(load: Load) -> Arrivals:
     measured_from = begin + load.warm_up_seconds
     until = measured_from + load.seconds
     due = begin + generator.expovariate(load.rate) if load.rate else math.inf
-    under_way = number = 0
+    unanswered = number = 0
 
     def send(due: float) -> None:
-        nonlocal under_way, number
+        nonlocal unanswered, number
         item = draw(len(messages))
         connections[number % CONNECTIONS].call(headers, messages[item], item, due)
         number += 1
-        under_way += 1
+        unanswered += 1
 
     for _ in range(load.in_flight):
         send(time.perf_counter())
-    while under_way or due < until:
+    while unanswered or due < until:
         now = time.perf_counter()
         while due <= now and due < until:
             send(due)
@@ -339,7 +339,7 @@ def make_load(load: Load) -> Arrivals:
         for ready in readable:
             for item, status, was_due, answer in by_socket[ready].read():
                 now = time.perf_counter()
-                under_way -= 1
+                unanswered -= 1
                 if status == OK:
                     arrivals.responses[item] = answer
                     arrivals.ended += measured_from <= now < until

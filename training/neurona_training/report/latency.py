@@ -80,7 +80,7 @@ def measure_latency(results: RunResults) -> dict[int, tuple[float, float]]:
         results.model, options, providers=["CPUExecutionProvider"]
     )
     seconds: dict[int, tuple[float, float]] = {}
-    left = MAX_SECONDS
+    remaining_seconds = MAX_SECONDS
     for length in lengths_to_show(results):
         pair = []
         for rows in (1, BATCH_ROWS):
@@ -92,9 +92,9 @@ def measure_latency(results: RunResults) -> dict[int, tuple[float, float]]:
                 session.run(None, inputs)
                 samples.append(time.perf_counter() - start)
             pair.append(median(samples))
-            left -= sum(samples)
+            remaining_seconds -= sum(samples)
         seconds[length] = pair[0], pair[1]
-        if left < 0:
+        if remaining_seconds < 0:
             break
     return seconds
 
@@ -142,12 +142,12 @@ def _rows_of_length(results: RunResults, rows: int, length: int) -> Arrays:
     indices = order[np.arange(rows) % len(order)]
     arrays = []
     for described, array in zip(data.inputs, data.test.arrays, strict=True):
-        chosen = array[indices]
+        cut = array[indices]
         if described.name == LENGTHS.name:
-            chosen = np.minimum(chosen, length)
+            cut = np.minimum(cut, length)
         elif "time" in described.axes:
-            chosen = chosen.take(range(min(length, chosen.shape[1])), described.axes.index("time"))
-        arrays.append(chosen)
+            cut = cut.take(range(min(length, cut.shape[1])), described.axes.index("time"))
+        arrays.append(cut)
     return tuple(arrays)
 
 
