@@ -20,7 +20,8 @@ RUN_SECONDS = "neurona_run_duration_seconds"
 def model_dashboard() -> Dashboard:
     return dashboard(
         "Model",
-        "One model and its versions: rate, latency, batches, queue, sessions, shadow, loads, devices.",
+        "One model and its versions: rate, latency, batches, queue, sessions, shadow, loads, "
+        "devices.",
         [
             job_variable(),
             instance_variable(),
