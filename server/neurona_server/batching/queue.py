@@ -531,23 +531,16 @@ class Queue:
         groups: Sequence[Hashable] = (group,)
         if self._merge is not None:
             groups = self._merge_groups(turn, group, accept)
-            if len(groups) > 1 and self._policy.preferred_rows:
-                limit = self._preferred_limit(self._merged_rows(turn, groups))
-        rows = 0
-        for one in groups:
-            rows = self._fill(batch, turn, one, rows, limit)
+            limit = self._merged_limit(turn, groups, limit)
+        rows = self._fill_from(turn, batch, groups, 0, limit)
         batch.level_rows[turn.priority] = rows
         self._virtual_time = turn.finish_tag
         turn.finish_tag += rows / turn.weight
         for other in self._levels:  # room that is left costs nothing, so no level pays for it
-            if other is turn:
-                continue
-            before = rows
-            for one in groups:
-                if one in other.lanes:
-                    rows = self._fill(batch, other, one, rows, limit)
-            if rows > before:
-                batch.level_rows[other.priority] = rows - before
+            if other is not turn:
+                filled = self._fill_from(other, batch, groups, rows, limit)
+                batch.level_rows[other.priority] = filled - rows
+                rows = filled
         return batch
 
     def _merge_groups(
@@ -569,18 +562,26 @@ class Queue:
     def _merged_rows(self, level: _Level, groups: Sequence[Hashable]) -> int:
         return sum([level.backlog.rows.get(group, 0) for group in groups])
 
-    def _preferred_limit(self, rows: int) -> int:
-        """Return the largest preferred size that so many rows fill, or else the most rows."""
-        limit = self.max_batch_rows
-        return max(
-            [size for size in self._policy.preferred_rows if size <= min(rows, limit)],
-            default=limit,
-        )
+    def _merged_limit(self, level: _Level, groups: Sequence[Hashable], limit: int) -> int:
+        """Return the most rows of a batch of merged groups: if it can, a preferred size."""
+        if len(groups) == 1 or not self._policy.preferred_rows:
+            return limit
+        most = min(self._merged_rows(level, groups), self.max_batch_rows)
+        preferred = [size for size in self._policy.preferred_rows if size <= most]
+        return max(preferred, default=self.max_batch_rows)
 
     def _rows_of_batch(self, level: _Level, group: Hashable) -> int:
         """Return the most rows of a batch that the oldest request of a lane leads."""
         oldest = next(iter(level.lanes[group]))
         return max(oldest.rows, min(self.group_rows(group), self.max_batch_rows))
+
+    def _fill_from(
+        self, level: _Level, batch: Batch, groups: Sequence[Hashable], rows: int, limit: int
+    ) -> int:
+        for group in groups:
+            if group in level.lanes:
+                rows = self._fill(batch, level, group, rows, limit)
+        return rows
 
     def _fill(self, batch: Batch, level: _Level, group: Hashable, rows: int, limit: int) -> int:
         """Move requests from one lane into the batch, and return the rows of the batch."""
