@@ -48,9 +48,6 @@ class StepCost:
     def seconds(self, steps: float) -> float:
         return self.fixed + steps * self.per_step
 
-    def scale(self, factor: float) -> "StepCost":
-        return StepCost(factor * self.fixed, factor * self.per_step)
-
 
 @dataclass
 class _Base:
@@ -205,15 +202,19 @@ class SequenceCostModel(CostModel):
     def _correct(self, rows: int, steps: float, seconds: float) -> None:
         """Correct the costs of the batch sizes that determine the prediction of a run."""
         predicted = self.predict(rows, LengthGroup(self._measured_group, int(steps)))
-        error = min(max(seconds / predicted - 1, -MAX_SHORTFALL), MAX_EXCESS)
-        size = self._size_above(rows)
-        sizes = self._table[0]
         costs = dict(zip(*self._table, strict=True))
-        if rows > sizes[-1] and size not in costs:
-            costs[size] = costs[sizes[-1]].scale((1 + error) * size / sizes[-1])
+        weights = self._weights(rows)
+        size = self._size_above(rows)
+        if size not in costs:
+            # The seconds of a run are taken for those of the next larger batch size.
+            factor = seconds / predicted * max(1.0, size / rows if rows > max(costs) else 1.0)
+            costs[size] = StepCost(
+                factor * sum([weight * costs[one].fixed for one, weight in weights.items()]),
+                factor * sum([weight * costs[one].per_step for one, weight in weights.items()]),
+            )
             self._replace_costs(costs)
             return
-        weights = self._weights(rows)
+        error = min(max(seconds / predicted - 1, -MAX_SHORTFALL), MAX_EXCESS)
         parts = [
             part
             for size, weight in weights.items()

@@ -40,7 +40,7 @@ class LengthMerger:
             [
                 group
                 for group in rows
-                if group is not leader and isinstance(group, LengthGroup) and group[0] == base
+                if isinstance(group, LengthGroup) and group != leader and group[0] == base
             ],
             key=_STEPS,
         )
