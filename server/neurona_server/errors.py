@@ -54,6 +54,13 @@ class WrongTaskError(NeuronaError):
     outcome = "invalid"
 
 
+class StatelessModelError(NeuronaError):
+    """A session of a model that has no state, or whose state cannot be opened."""
+
+    code = 9  # FAILED_PRECONDITION
+    outcome = "invalid"
+
+
 class UnsupportedError(NeuronaError):
     """A feature of the protocol that this server does not support."""
 

@@ -6,7 +6,7 @@ A protocol resolves the model, parses its messages and writes its responses.
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
 from neurona_server.batching.batcher import Defer
@@ -73,6 +73,16 @@ class ResponseWriter(Protocol):
         """
 
 
+class StepOwner(Protocol):
+    """The session that a request is a step of."""
+
+    def check_rows(self, input_types: Mapping[str, TensorType]) -> None:
+        """Check the rows of a step, whose inputs fit the model. Raises InvalidArgumentError."""
+
+    def new_step(self, *arguments: Any) -> "Submission":
+        """Make the request of the arguments of `Submission`."""
+
+
 class ParsedRequest(NamedTuple):
     """The content of a message that has been parsed.
 
@@ -97,6 +107,8 @@ class ParsedRequest(NamedTuple):
     """The limit of its wait in the queue, None for the model's."""
     writes_to_device: bool = False
     """Whether `response_writer` copies to a device, which may wait for what else that does."""
+    session: StepOwner | None = None
+    """The session that it is a step of, None if it is none."""
 
 
 class AcceptedRequest(NamedTuple):
@@ -116,6 +128,9 @@ class AcceptedRequest(NamedTuple):
 
 class Submission(Request):
     """A request with its model, its caller and the writer of its response."""
+
+    is_shadowed = True
+    """Whether a shadow version gets a copy of it."""
 
     __slots__ = ("model", "responder", "response_writer", "started", "workers")
 
@@ -158,6 +173,10 @@ class Submission(Request):
     def log_fields(self) -> Mapping[str, str | int]:
         return {**self.model.log_fields, **log_fields_of(self.responder)}
 
+    def write_response(self, outputs: Outputs) -> bytes:
+        """Return the response. Raises NeuronaError."""
+        return self.response_writer(outputs)
+
     def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
         """Write and deliver the response, or the error, and record the request in the metrics."""
         workers = self.workers
@@ -171,7 +190,7 @@ class Submission(Request):
         response = None
         if outputs is not None:
             try:
-                response = self.response_writer(outputs)
+                response = self.write_response(outputs)
             except NeuronaError as raised:
                 error = raised
             except Exception as bug:  # the caller must get an error, not wait in vain
@@ -189,7 +208,7 @@ class Submission(Request):
             self.responder.fail(error or ModelFailedError())
         else:
             self.responder.reply(response)
-        if outputs is not None and (on_answer := model.on_answer) is not None:
+        if outputs is not None and (on_answer := model.on_answer) is not None and self.is_shadowed:
             on_answer(self, outputs)
 
 
@@ -236,6 +255,8 @@ def submit(
         except InvalidArgumentError as mismatch:
             raise parsed.explain(mismatch) from None
         parsed.limits.check_rows(rows)
+        if parsed.session is not None:
+            parsed.session.check_rows(parsed.input_types)
         accepted = AcceptedRequest(
             model,
             rows,
@@ -307,8 +328,12 @@ class _DecodableRequest:
     def send(self, inputs: Inputs, defer: Defer | None) -> Submission:
         """Submit the request with its inputs."""
         accepted, parsed = self._accepted, self._parsed
-        kind = DeviceSubmission if parsed.writes_to_device else Submission
-        submission = kind(
+        new_submission: Callable[..., Submission] = Submission
+        if parsed.session is not None:
+            new_submission = parsed.session.new_step
+        elif parsed.writes_to_device:
+            new_submission = DeviceSubmission
+        submission = new_submission(
             accepted.model,
             self._responder,
             accepted.response_writer,
