@@ -143,7 +143,7 @@ class _FormFinder:
     ) -> recurrent_graph.RewrittenGraph:
         source = self._source
         names = {*source.inputs, *source.overridable}
-        return recurrent_graph.rewrite(model, axes, names, with_state=with_state)
+        return recurrent_graph.rewrite(model, axes, names, source.lengths, with_state=with_state)
 
     def _trace(self, model: "ModelProto") -> Trace:
         content, names = recurrent_graph.with_all_tensors(model)

@@ -18,10 +18,11 @@ import numpy as np
 
 from neurona_server.batching.request import Array
 from neurona_server.sequences.form import LENGTHS, STATE
+from neurona_server.sequences.operators import find_operator_across_steps
 from neurona_server.sequences.tensor_axes import Axis, TensorAxes
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 NEXT_STATE = "neurona.next_state"
 """The output of a rewritten graph with the state after the last step of each row."""
@@ -144,7 +145,12 @@ def to_newer_operators(model: "ModelProto") -> "ModelProto":
 
 
 def rewrite(
-    model: "ModelProto", axes: TensorAxes, inputs: Collection[str], *, with_state: bool = True
+    model: "ModelProto",
+    axes: TensorAxes,
+    inputs: Collection[str],
+    lengths: Collection[str],
+    *,
+    with_state: bool = True,
 ) -> RewrittenGraph:
     """Return the model with inputs for lengths and, if its state can be opened, states.
 
@@ -152,6 +158,7 @@ def rewrite(
         model: The model; it is not changed.
         axes: What is along the axes of its tensors.
         inputs: The names of the inputs that callers send, also of those that they may leave out.
+        lengths: Those of them in which callers send lengths.
         with_state: Whether to open the state if that is possible.
 
     Raises:
@@ -162,8 +169,13 @@ def rewrite(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    rewriter = _Rewriter(copy, axes, inputs)
+    rewriter = _Rewriter(copy, axes, inputs, lengths)
     rewriter.add_lengths()
+    across = find_operator_across_steps(
+        model, axes, _opset(model), rewriter.checked_outputs, is_masked=bool(lengths)
+    )
+    if across:
+        raise NotRewrittenError(f"its operator {across} may look across steps")
     reason = rewriter.find_closed_state()
     size = rewriter.open_state() if with_state and not reason else 0
     return RewrittenGraph(copy.SerializeToString(deterministic=True), size, reason)
@@ -172,8 +184,18 @@ def rewrite(
 class _Rewriter:
     """Rewrites a model in place."""
 
-    def __init__(self, model: "ModelProto", axes: TensorAxes, inputs: Collection[str]) -> None:
+    def __init__(
+        self,
+        model: "ModelProto",
+        axes: TensorAxes,
+        inputs: Collection[str],
+        lengths: Collection[str],
+    ) -> None:
         self._model, self._graph, self._axes, self._inputs = model, model.graph, axes, inputs
+        self._lengths = {*lengths}
+        self.checked_outputs: set[str] = set()
+        """Outputs of the nodes that look for the end of the sequences, all of which know it."""
+
         self._nodes = recurrent_nodes(model.graph)
         self._producers = {name: node for node in self._graph.node for name in node.output if name}
         self._count = 0
@@ -187,6 +209,10 @@ class _Rewriter:
             helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["neurona.rows"])
         )
         for node in self._nodes:
+            meanings = self._axes.find(node.input[0])
+            if meanings is None or meanings[:2] != (Axis.TIME, Axis.ROWS):
+                raise NotRewrittenError(f"its layer {_title(node)} reads the rows one by one")
+            self.checked_outputs.update(node.output)
             _extend(node.input, _LENGTHS_INPUT + 1)
             lengths = node.input[_LENGTHS_INPUT]
             if not lengths or self._is_all_steps(lengths):
@@ -198,8 +224,13 @@ class _Rewriter:
                 self._read_own_step(node, self._gathered_last_step(node))
             elif node.op_type == "Slice":
                 self._read_own_step(node, self._sliced_last_step(node), keeps_axis=True)
-            elif node.op_type == "ReverseSequence" and self._is_all_steps(node.input[1]):
-                node.input[1] = self._lengths_as_int64()
+                self._reverse_own_steps(node)
+            elif node.op_type == "ReverseSequence":
+                if self._is_all_steps(node.input[1]):
+                    node.input[1] = self._lengths_as_int64()
+                    self.checked_outputs.update(node.output)
+                elif self._sources(node.input[1]) <= self._lengths:
+                    self.checked_outputs.update(node.output)
 
     def find_closed_state(self) -> str:
         """Return why the state cannot be opened, "" if it can."""
@@ -321,6 +352,28 @@ class _Rewriter:
         reaches_end = self._axes.is_steps(names[1]) or all(array[0] > 1 << 30 for array in ends)
         return axis if axis is not None and self._is_last(names[0]) and reaches_end else None
 
+    def _reverse_own_steps(self, node: "NodeProto") -> None:
+        """Replace a Slice that reverses all steps by one that reverses each row's own."""
+        if len(node.input) != 5 or any(self._sources(name) for name in node.input[1:]):
+            return
+        first, last, axis, step = (self._axes.values(name) for name in node.input[1:])
+        meanings = self._axes.find(node.input[0])
+        if meanings is None or any(array.shape != (1,) for array in (*first, *last, *axis, *step)):
+            return
+        time_axis = self._time_axis(node.input[0], int(axis[0][0]))
+        is_reverse = self._axes.is_constant(node.input[4], -1) and self._is_last(node.input[1])
+        if time_axis is None or not is_reverse or any(array[0] > -(1 << 30) for array in last):
+            return
+        rows_axis = meanings.index(Axis.ROWS)
+        if {time_axis, rows_axis} != {0, 1}:
+            raise NotRewrittenError(f"its {node.op_type} reverses steps along axis {time_axis}")
+        del node.input[1:]
+        node.op_type = "ReverseSequence"
+        node.input.append(self._lengths_as_int64())
+        for name, value in (("time_axis", time_axis), ("batch_axis", rows_axis)):
+            node.attribute.append(_integer(name, value))
+        self.checked_outputs.update(node.output)
+
     def _is_last(self, index: str) -> bool:
         return self._axes.is_constant(index, -1) or self._axes.is_steps(index, -1)
 
@@ -340,6 +393,7 @@ class _Rewriter:
         if self._opset < READ_OUT_OPSET:
             raise OldOperatorsError(f"its {node.op_type} reads the last step of all rows")
         data, output = node.input[0], node.output[0]
+        self.checked_outputs.add(output)
         axes = self._axes.find(data) or ()
         rows_axis = axes.index(Axis.ROWS)
         keeps_axis = keeps_axis or self._axes.values(node.input[1])[0].shape == (1,)
@@ -427,6 +481,12 @@ def _attribute(node: "NodeProto", name: str, default: Any) -> Any:
         if attribute.name == name:
             return helper.get_attribute_value(attribute)
     return default
+
+
+def _integer(name: str, value: int) -> "AttributeProto":
+    from onnx import helper
+
+    return helper.make_attribute(name, value)
 
 
 def _title(node: "NodeProto") -> str:
