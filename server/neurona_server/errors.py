@@ -54,6 +54,20 @@ class WrongTaskError(NeuronaError):
     outcome = "invalid"
 
 
+class StatelessModelError(NeuronaError):
+    """A session of a model that has no state, or whose state cannot be opened."""
+
+    code = 9  # FAILED_PRECONDITION
+    outcome = "invalid"
+
+
+class StepAbortedError(NeuronaError):
+    """A step of a sequence that waited for an earlier one, which failed."""
+
+    code = 10  # ABORTED
+    outcome = "rejected"
+
+
 class UnsupportedError(NeuronaError):
     """A feature of the protocol that this server does not support."""
 

@@ -53,7 +53,7 @@ class DeviceFailures:
 
 @dataclass(eq=False, slots=True)  # hashable, by identity
 class Batch:
-    """Requests of one group that left the queue together."""
+    """Requests that left the queue together: of one group, or of groups that share a run."""
 
     requests: list[Request] = field(default_factory=list)
     """The requests to run."""
@@ -300,12 +300,7 @@ def split_outputs(
             `padded_rows`: a request could get the outputs of another one.
     """
     rows = sum([request.rows for request in requests])
-    expected_rows = max(padded_rows, rows)
-    for index, output in enumerate(outputs):
-        if output.ndim == 0 or output.shape[0] != expected_rows:
-            raise BatchError(
-                f"output {index} has shape {list(output.shape)} (expected {expected_rows} rows)"
-            )
+    check_output_rows(outputs, max(padded_rows, rows))
     batch = BatchOutputs(outputs)
     slices: list[Outputs] = []
     start = 0
@@ -313,6 +308,55 @@ def split_outputs(
         slices.append(RowSlice(batch, start, request.rows))
         start += request.rows
     return slices
+
+
+def check_output_rows(outputs: Outputs, rows: int) -> None:
+    """Raise BatchError if the size of an output along axis 0 is not that of the run."""
+    for index, output in enumerate(outputs):
+        if output.ndim == 0 or output.shape[0] != rows:
+            raise BatchError(
+                f"output {index} has shape {list(output.shape)} (expected {rows} rows)"
+            )
+
+
+class RowJoiner(Protocol):
+    """How the rows of several requests share a run."""
+
+    def group(self, requests: Sequence[Request]) -> Hashable:
+        """Return the group whose cost a run of the requests has."""
+
+    def join(self, requests: Sequence[Request], padded_rows: int, run: Run | None) -> Inputs:
+        """Return the inputs of a run; see `join_inputs`.
+
+        Raises:
+            InvalidValueError: Values of a request are out of bounds.
+        """
+
+    def split(
+        self, outputs: Outputs, requests: Sequence[Request], padded_rows: int
+    ) -> list[Outputs]:
+        """Return the outputs of each request, in the order of the requests.
+
+        What a batcher delivers is a `RowSlice` of each: coalesced requests read their rows of it.
+
+        Raises:
+            BatchError: An output has another shape than that of the run.
+        """
+
+
+class EqualShapeJoiner:
+    """Joins requests of one group, whose inputs differ in their rows only."""
+
+    def group(self, requests: Sequence[Request]) -> Hashable:
+        return requests[0].group
+
+    def join(self, requests: Sequence[Request], padded_rows: int, run: Run | None) -> Inputs:
+        return join_inputs(requests, padded_rows, run)
+
+    def split(
+        self, outputs: Outputs, requests: Sequence[Request], padded_rows: int
+    ) -> list[Outputs]:
+        return split_outputs(outputs, requests, padded_rows)
 
 
 def split_request(request: Request, max_rows: int) -> list[Request]:

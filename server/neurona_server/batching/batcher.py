@@ -16,11 +16,11 @@ from neurona_server.batching.admission import Admission
 from neurona_server.batching.batch import (
     Batch,
     DeviceFailures,
+    EqualShapeJoiner,
+    RowJoiner,
     RowSlice,
     Run,
     RunningBatch,
-    join_inputs,
-    split_outputs,
     split_request,
 )
 from neurona_server.batching.cost_model import CostModel, Padding
@@ -111,7 +111,7 @@ class Batcher:
     `batched` is False for a model without a batch axis: its requests run one by one and each gets
     all of the outputs. `scheduler` is that of all devices, if other models run on them too;
     `tracer` records the batches of traced requests, `watchdog` the process's thread that finds runs
-    which take too long.
+    which take too long; `new_cost_model` makes the cost model for the batch sizes.
     """
 
     def __init__(
@@ -126,10 +126,11 @@ class Batcher:
         tracer: BatchTracer | None = None,
         watchdog: RunWatchdog | None = None,
         clock: Callable[[], float] = time.monotonic,
+        new_cost_model: Callable[[Sequence[int]], CostModel] = CostModel,
     ) -> None:
         self.name = name  # of the model, for the log
         self.policy = policy
-        self.cost_model = CostModel(policy.batch_sizes if batched else (1,))
+        self.cost_model = new_cost_model(policy.batch_sizes if batched else (1,))
         self.queue = Queue(policy, clock, self.cost_model.predict)
         self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
         self.padding = Padding(self.cost_model.batch_sizes)
@@ -138,6 +139,8 @@ class Batcher:
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
         the number of their first row, too."""
+        self.joiner: RowJoiner = EqualShapeJoiner()
+        """How the requests of a batch share a run."""
         self.joins_in_place = False
         """Whether inputs are joined in the memory of runs that have some: see `ReserveInputs`."""
         self.answer_bounds: AnswerCheck | None = None
@@ -288,7 +291,7 @@ class Batcher:
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
             if batch.requests:
-                group = batch.requests[0].group
+                group = self.joiner.group(batch.requests)
                 predicted = self.cost_model.predict(batch.rows, group)
                 batch.predicted_seconds = predicted
                 if not batch.is_rerun:
@@ -481,8 +484,8 @@ class Batcher:
             running = RunningBatch(requests, run)
             batch.start_run(running, now)
             outputs = self._run(requests, run)
-        except InvalidValueError:
-            halves = self._reject_invalid(batch, requests)
+        except InvalidValueError as error:
+            halves = self._reject_invalid(batch, requests, error)
         except Exception as error:
             if batch.abandoned:  # its requests run elsewhere, and this is no second loss
                 return
@@ -564,10 +567,12 @@ class Batcher:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
         return [request for request in requests if not request.finished]
 
-    def _reject_invalid(self, batch: Batch, requests: Sequence[Request]) -> list[Sequence[Request]]:
+    def _reject_invalid(
+        self, batch: Batch, requests: Sequence[Request], error: InvalidValueError
+    ) -> list[Sequence[Request]]:
         """Fail the requests with values that the model does not take.
 
-        Returns the others, if there are any, to run together.
+        Returns the others, if there are any, to run together; two halves if `error` is of none.
         """
         valid: list[Request] = []
         unchecked = [*requests]
@@ -575,13 +580,18 @@ class Batcher:
             try:
                 if self.check_inputs is not None:
                     self.check_inputs(request.inputs, request.first_row)
-            except InvalidValueError as error:
+            except InvalidValueError as own_error:
                 if halves := batch.halve([request]):
                     unchecked.extend([request for half in halves for request in half])
                 else:
-                    request.fail(error)
+                    request.fail(own_error)
             else:
                 valid.append(request)
+        if len(valid) == len(requests) and valid == [*requests]:  # they would run for ever
+            if halves := batch.halve(requests):
+                return halves
+            requests[0].fail(error)
+            return []
         return [valid] if valid else []
 
     def _fail_run(self, request: Request, error: Exception) -> None:
@@ -661,10 +671,11 @@ class Batcher:
         """
         rows = sum([request.rows for request in requests])
         padded = self.padding.padded_rows(rows) if self._batched else rows
-        group = requests[0].group
+        joiner = self.joiner
+        group = joiner.group(requests)
         predicted = self.cost_model.predict(padded, group)
         batch_started = self._clock()
-        inputs = join_inputs(requests, padded, run if self.joins_in_place else None)
+        inputs = joiner.join(requests, padded, run if self.joins_in_place else None)
         if self.check_inputs is not None:
             self.check_inputs(inputs, requests[0].first_row)
         if self.ranking is not None and (count := self.ranking.count_for(requests, padded)):
@@ -672,7 +683,7 @@ class Batcher:
         run_started = self._clock()
         run_outputs = run(inputs)
         run_finished = self._clock()
-        outputs = split_outputs(run_outputs, requests, padded) if self._batched else [run_outputs]
+        outputs = joiner.split(run_outputs, requests, padded) if self._batched else [run_outputs]
         batch_finished = self._clock()
         if self._tracer is not None:
             times = RunTimes(batch_started, run_started, run_finished, batch_finished)

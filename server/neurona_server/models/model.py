@@ -1,4 +1,7 @@
-"""One version of one model: loading, serving and draining."""
+"""One version of one model: loading, serving and draining.
+
+It is one file since what is found out at load is what the version has while it serves.
+"""
 
 import logging
 import time
@@ -6,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from neurona_protos.prediction_pb2 import DataType, State, Task
+from neurona_protos.prediction_pb2 import DataType, SequenceMethod, State, Task
 from neurona_server.batching.batcher import Batcher, NewRun
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
@@ -18,11 +21,13 @@ from neurona_server.models.input_bounds import find_answer_bounds, find_input_bo
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
 from neurona_server.models.onnx import device_loss
+from neurona_server.models.onnx.content_digest import content_digest
 from neurona_server.models.onnx.devices import Device
 from neurona_server.models.onnx.runtime import find_devices
 from neurona_server.models.onnx.sequence_lengths import LengthsInput, find_lengths_inputs
 from neurona_server.models.onnx.session import Session
 from neurona_server.models.onnx.value_dependence import time_depends_on_values
+from neurona_server.models.open_sessions import OpenSessions
 from neurona_server.models.output_shapes import (
     ShapeRecorder,
     find_independent_names,
@@ -31,6 +36,7 @@ from neurona_server.models.output_shapes import (
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.reshape import Reshape, find_reshapes, reshape_runs
+from neurona_server.models.sequence_loading import find_sequences
 from neurona_server.models.signature import (
     Signature,
     TensorSpec,
@@ -40,6 +46,8 @@ from neurona_server.models.signature import (
 )
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import choose_run_methods, run_samples, warm_up
+from neurona_server.sequences.form import SequenceForm
+from neurona_server.sequences.state_bytes import StateCodec
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.run_journal import JournalEntry
 
@@ -98,11 +106,29 @@ class Model:
         self.copies: set[Request] = set()
         """The unfinished requests that this version has as a shadow: no caller waits for them."""
 
+        self.open_sessions = OpenSessions()
+        """The sessions that have begun with this version, and stay on it."""
+
+        self.state_codec: StateCodec | None = None
+        """Writes and reads the states of its sessions; None if it has no state."""
+
         self.lost_reason = ""
         """Why it has no device any more, "" if it has one."""
 
         self.metrics = metrics.for_version(source.name, source.version)
         self._journal = journal
+        self.sequences: SequenceForm | None = None
+        """How it reads sequences, None if it is not recurrent."""
+
+        self.sequence_method = SequenceMethod.SEQUENCE_METHOD_EQUAL_LENGTHS
+        """How requests of different lengths share runs; chosen when it is loaded."""
+
+        self.sequence_reason = ""
+        """Why it is that method, other than the reasons in `sequences`."""
+
+        self.chunk_steps = 0
+        """Steps of one run, for SEQUENCE_METHOD_CELLULAR."""
+
         self.sessions: list[Session] = []
         """On each device, one session for each instance."""
 
@@ -170,6 +196,16 @@ class Model:
         self.placement = session.placement
         self.signature = _signature(str(source), session, self.settings, reshapes["input"], runs[0])
         batched = self.signature.batched
+        lengths = _find_lengths(source, [*self.signature.inputs, *self.signature.optional])
+        self.sequences = find_sequences(
+            str(source),
+            source.path,
+            self.sessions,
+            self.signature,
+            lengths,
+            is_reshaped=any(reshapes.values()),
+            cancellation=cancellation,
+        )
         tracer, policy = options.tracer, options.policy
         if policy.inline is not False and time_depends_on_values(source.path):
             policy = replace(policy, inline=False)  # no measurement predicts its next run
@@ -187,7 +223,6 @@ class Model:
         self.batcher.free_memory = partial(_free_device_memory, self.sessions)
         inputs = self.signature.inputs
         all_inputs = [*inputs, *self.signature.optional]
-        lengths = _find_lengths(source, all_inputs)
         started = time.monotonic()
         for one in self.sessions:
             if one.device.kind != "cpu":
@@ -218,7 +253,7 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
-        if not any(reshapes.values()):
+        if not any(reshapes.values()) and not session.runs_sequences:
             self.batcher.ranking = find_ranking(
                 str(source),
                 self.sessions,
@@ -232,6 +267,10 @@ class Model:
         self.batcher.answer_bounds = find_answer_bounds(
             self.answer, self.settings.inputs, finite=answer.finite
         )
+        if (form := self.sequences) is not None and form.has_state:
+            digest = content_digest(source.path, cancellation)
+            self.state_codec = StateCodec(self.name, self.version, digest, form.state_size)
+            self.metrics.sessions  # noqa: B018  its series exist before the first session
         self.metrics.record_placement(session.placement, bool(self.degraded))
         if self.degraded:
             log.warning("%s: degraded: %s", source, self.degraded, extra=self.log_fields)
@@ -311,6 +350,13 @@ class Model:
             Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider
         )
         self.metrics.set_run_methods(self.run_methods)
+        if self.sequences is not None:
+            method = SequenceMethod.Name(self.sequence_method).removeprefix("SEQUENCE_METHOD_")
+            self.metrics.set_sequence_info(
+                method,
+                self.sequence_reason or self.sequences.ragged_reason,
+                self.sequences.stateless_reason,
+            )
 
     def lose_device(self, device: str, reason: str) -> bool:
         """Note that a device is lost, by its label.
@@ -331,6 +377,18 @@ class Model:
             self.state = State.STATE_FAILED
         return True
 
+    def drain_sessions(self, timeout: float) -> None:
+        """Accept no more sessions, and wait until the open ones have ended, or `timeout` seconds.
+
+        Their steps are still served, but those of a version that has lost its device.
+        """
+        self.state = State.STATE_DRAINING
+        if len(self.open_sessions) and not self.lost_reason:
+            log.info(
+                "%s: waiting for %d sessions", self, len(self.open_sessions), extra=self.log_fields
+            )
+            self.open_sessions.wait(timeout)
+
     def drain(self, timeout: float) -> bool:
         """Accept no more requests and wait until all admitted ones are finished.
 
@@ -338,6 +396,7 @@ class Model:
         UnavailableError, and their runs are terminated; a run that still continues is abandoned.
         """
         self.state = State.STATE_DRAINING
+        self.open_sessions.end_all(f"session ended: {self} is unloaded")
         self.batcher.close()
         for request in self.copies.copy():
             request.cancel(UnavailableError("shadow version is draining"))

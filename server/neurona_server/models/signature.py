@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neurona_protos.prediction_pb2 import DataType
@@ -62,6 +62,8 @@ class Signature:
         optional: The inputs that a request may leave out.
         batched: Whether axis 0 of every tensor is the batch axis, so that the rows of several
             requests can share a run.
+        group_sequences: Of a recurrent model, checks the sequences of a request and returns its
+            group; None for other models.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Signature:
         self.optional = tuple(optional)
         self.outputs = tuple(outputs)
         self.batched = batched
+        self.group_sequences: Callable[[Mapping[str, TensorType]], Hashable] | None = None
         self._specs = {spec.name: spec for spec in self.inputs}
         self._optional = {spec.name: spec for spec in self.optional}
         self._shared = shared_names(self.inputs) - {*independent_names}
@@ -139,10 +142,17 @@ class Signature:
         """Return the key of requests that can share a run: all sizes except the rows.
 
         A request with an optional input shares with none, since that input has no rows. Without
-        a batch axis no requests share a run, but runs of one group have the same cost.
+        a batch axis no requests share a run, but runs of one group have the same cost. Requests
+        of a recurrent model share runs with other lengths, too.
+
+        Raises:
+            InvalidArgumentError: A sequence of a recurrent model has no step.
         """
+        group = None if self.group_sequences is None else self.group_sequences(inputs)
         if len(inputs) > len(self.inputs):
             return ExclusiveGroup(inputs.keys() & self._optional.keys())
+        if group is not None:
+            return group
         first = 1 if self.batched else 0
         return tuple([inputs[spec.name][1][first:] for spec in self.inputs])
 

@@ -56,6 +56,7 @@ MERGE_RULES: Mapping[str, Rule] = {
     "neurona_queue_oldest_seconds": _largest,
     "neurona_version_loading_seconds": _largest,
     "neurona_open_streams": _sum,
+    "neurona_sessions_open": _sum,
     "neurona_overdue_runs": _sum,
     "neurona_connections": _sum,
     "neurona_buffered_bytes": _sum,

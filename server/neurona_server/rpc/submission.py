@@ -6,7 +6,7 @@ A protocol resolves the model, parses its messages and writes its responses.
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
 from neurona_server.batching.batcher import Defer
@@ -32,6 +32,10 @@ LARGE_REQUEST, LARGE_RESPONSE = 1 << 20, 64 << 10
 in the transport's thread: writing the classes of a row takes a microsecond for every 20 bytes."""
 
 
+MAX_RETRIES = 3
+"""How often a model is resolved again that another version replaces at that moment."""
+
+
 class Responder(RequestIdentity, Protocol):
     """Delivers the response to one request: a call, or one request of a stream.
 
@@ -47,8 +51,8 @@ class Responder(RequestIdentity, Protocol):
         """The deadline in seconds of the monotonic clock, inf if the caller set none."""
 
     @property
-    def defer(self) -> Defer:
-        """See `Call.defer`."""
+    def defer(self) -> Defer | None:
+        """See `Call.defer`; None outside of the transport's thread."""
 
     def reply(self, response: bytes) -> None: ...
 
@@ -71,6 +75,16 @@ class ResponseWriter(Protocol):
 
         0 if it reads all values; `answer` is the index of that output.
         """
+
+
+class StepOwner(Protocol):
+    """The session that a request is a step of."""
+
+    def check_rows(self, input_types: Mapping[str, TensorType]) -> None:
+        """Check the rows of a step, whose inputs fit the model. Raises InvalidArgumentError."""
+
+    def new_step(self, *arguments: Any) -> "Submission":
+        """Make the request of the arguments of `Submission`."""
 
 
 class ParsedRequest(NamedTuple):
@@ -97,6 +111,8 @@ class ParsedRequest(NamedTuple):
     """The limit of its wait in the queue, None for the model's."""
     writes_to_device: bool = False
     """Whether `response_writer` copies to a device, which may wait for what else that does."""
+    session: StepOwner | None = None
+    """The session that it is a step of, None if it is none."""
 
 
 class AcceptedRequest(NamedTuple):
@@ -116,6 +132,9 @@ class AcceptedRequest(NamedTuple):
 
 class Submission(Request):
     """A request with its model, its caller and the writer of its response."""
+
+    is_shadowed = True
+    """Whether a shadow version gets a copy of it."""
 
     __slots__ = ("model", "responder", "response_writer", "started", "workers")
 
@@ -158,6 +177,10 @@ class Submission(Request):
     def log_fields(self) -> Mapping[str, str | int]:
         return {**self.model.log_fields, **log_fields_of(self.responder)}
 
+    def write_response(self, outputs: Outputs) -> bytes:
+        """Return the response. Raises NeuronaError."""
+        return self.response_writer(outputs)
+
     def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
         """Write and deliver the response, or the error, and record the request in the metrics."""
         workers = self.workers
@@ -171,7 +194,7 @@ class Submission(Request):
         response = None
         if outputs is not None:
             try:
-                response = self.response_writer(outputs)
+                response = self.write_response(outputs)
             except NeuronaError as raised:
                 error = raised
             except Exception as bug:  # the caller must get an error, not wait in vain
@@ -189,7 +212,7 @@ class Submission(Request):
             self.responder.fail(error or ModelFailedError())
         else:
             self.responder.reply(response)
-        if outputs is not None and (on_answer := model.on_answer) is not None:
+        if outputs is not None and (on_answer := model.on_answer) is not None and self.is_shadowed:
             on_answer(self, outputs)
 
 
@@ -214,7 +237,7 @@ def submit(
     read: Callable[[Model], ParsedRequest],
     responder: Responder,
     workers: WorkerPool,
-    max_retries: int = 3,
+    max_retries: int = MAX_RETRIES,
 ) -> AcceptedRequest | None:
     """Resolve the model, read and check the request, and submit it to the model.
 
@@ -236,6 +259,8 @@ def submit(
         except InvalidArgumentError as mismatch:
             raise parsed.explain(mismatch) from None
         parsed.limits.check_rows(rows)
+        if parsed.session is not None:
+            parsed.session.check_rows(parsed.input_types)
         accepted = AcceptedRequest(
             model,
             rows,
@@ -307,8 +332,12 @@ class _DecodableRequest:
     def send(self, inputs: Inputs, defer: Defer | None) -> Submission:
         """Submit the request with its inputs."""
         accepted, parsed = self._accepted, self._parsed
-        kind = DeviceSubmission if parsed.writes_to_device else Submission
-        submission = kind(
+        new_submission: Callable[..., Submission] = Submission
+        if parsed.session is not None:
+            new_submission = parsed.session.new_step
+        elif parsed.writes_to_device:
+            new_submission = DeviceSubmission
+        submission = new_submission(
             accepted.model,
             self._responder,
             accepted.response_writer,

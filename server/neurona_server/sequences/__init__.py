@@ -1,4 +1,5 @@
 """Recurrent models: sequences of different lengths, their states, and their steps.
 
 form        what is known of how a model reads sequences, and the names of what a rewrite adds
+ragged      batches of requests whose sequences have different lengths, or states
 """

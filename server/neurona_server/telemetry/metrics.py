@@ -23,7 +23,7 @@ import math
 import threading
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 from prometheus_client import (
@@ -55,6 +55,7 @@ from neurona_server.telemetry.device_metrics import DeviceInfo, DeviceMetrics
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
 from neurona_server.telemetry.run_failure_metrics import RunFailureMetrics
 from neurona_server.telemetry.run_statistics import RunPhaseCollector, RunStatistics
+from neurona_server.telemetry.session_metrics import SessionMetrics, VersionSessionMetrics
 from neurona_server.telemetry.triton_metrics import TritonMetricsCollector, VersionTotals
 
 OUTCOMES = ("ok", "rejected", "expired", "cancelled", "invalid", "failed")
@@ -155,7 +156,7 @@ class Metrics:
         )
         self._connections = ConnectionMetrics(registry)
         self.open_streams = gauge(
-            "open_streams", "Open PredictStream and ModelStreamInfer calls.", ()
+            "open_streams", "Open PredictStream, Session and ModelStreamInfer calls.", ()
         )
 
         # Queues.
@@ -202,7 +203,7 @@ class Metrics:
             "1 for each ready model, with its task and the ONNX Runtime provider that runs it.",
             ("model", "version", "task", "provider"),
         )
-        self.nodes, self.run_methods = (
+        self.nodes, self.run_methods, self.sequence_info = (
             gauge(
                 "model_nodes",
                 "Graph nodes of the model by the ONNX Runtime provider that runs them.",
@@ -213,6 +214,13 @@ class Metrics:
                 "1 for how the model's batches run on a device, by the number of rows: plain, "
                 "bound (memory that stays) or graph (CUDA graphs).",
                 ("model", "version", "device", "method"),
+            ),
+            gauge(
+                "model_sequence_info",
+                "1 for each ready model with recurrent layers, with how sequences of different "
+                "lengths share runs (equal_lengths: they do not), the reason, and why it has no "
+                "state.",
+                ("model", "version", "method", "reason", "stateless_reason"),
             ),
         )
         self.degraded = gauge(
@@ -231,7 +239,11 @@ class Metrics:
             LOAD_SECONDS_BUCKETS,
             ("model",),
         )
-        self.loading, self.devices = LoadingCollector(), DeviceMetrics(registry, VERSION_LABELS)
+        self.loading, self.devices, self.sessions = (
+            LoadingCollector(),
+            DeviceMetrics(registry, VERSION_LABELS),
+            SessionMetrics(registry, VERSION_LABELS),
+        )
         registry.register(self.loading)
         registry.register(RunPhaseCollector(self._copy_run_statistics))
 
@@ -256,6 +268,8 @@ class Metrics:
             *(self.overdue_runs, *self.run_failures.version_series, *self.devices.version_series),
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
             *(self.shadows, self.nodes, self.degraded, self.displaced_requests, self.run_methods),
+            self.sequence_info,
+            *self.sessions.version_series,
         ]
 
     def for_version(self, name: str, version: int) -> "ModelMetrics":
@@ -413,6 +427,11 @@ class ModelMetrics:
         self._run_ratio = metrics.run_ratio.labels(*self._labels)
         self._warm_up_seconds = metrics.warm_up_seconds.labels(name)
 
+    @cached_property
+    def sessions(self) -> VersionSessionMetrics:
+        """The series of sessions; they exist once this is read, of a model that has a state."""
+        return VersionSessionMetrics(self._metrics.sessions, *self._labels)
+
     @property
     def request_totals(self) -> tuple[int, float]:
         """Number of successful requests, and their total seconds."""
@@ -492,6 +511,12 @@ class ModelMetrics:
         self._remove_series(self._metrics.run_methods)
         for device, method in methods.items():
             self._metrics.run_methods.labels(*self._labels, device, method).set(1)
+
+    def set_sequence_info(self, method: str, reason: str, stateless_reason: str) -> None:
+        """Set how a recurrent model serves sequences, and why not in another way."""
+        self._remove_series(self._metrics.sequence_info)
+        labels = (*self._labels, method.lower(), reason, stateless_reason)
+        self._metrics.sequence_info.labels(*labels).set(1)
 
     def watch_batching(self, queue: ObservedQueue, cost_model: ObservedCostModel) -> None:
         """Make the gauges of queue and predictions read at each scrape."""
