@@ -3,8 +3,8 @@
 A session does nothing in the background. The events of its stream only record what has come; the
 operation that waits for an answer moves the session when the stream is lost, when the server ends
 it or hangs, or when steps have no answer within their timeout. A session that waits for nothing
-holds its state, and begins again with the next steps. It is one file because each operation and each
-event may find that the session has to move.
+holds its state, and begins again with the next steps. It is one file because each operation and
+each event may find that the session has to move.
 """
 
 import threading
