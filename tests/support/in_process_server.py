@@ -38,6 +38,7 @@ from neurona_server.rpc.health import Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.reflection import Reflection
+from neurona_server.rpc.sessions import SessionStore
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
@@ -79,6 +80,7 @@ class InProcessServer:
         tracing: Tracing | None = None,
         find_rejections: Sequence[FindRejection] = (),
         load_timeout: float = 60.0,
+        sessions: SessionStore | None = None,
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
@@ -123,6 +125,7 @@ class InProcessServer:
         control = control or (self.reconciler if explicit else None)
         self.control_calls = None if control is None else ControlCalls(control)
         self.workers = WorkerPool()
+        self.sessions = sessions or SessionStore()
         self.open_inference = OpenInference(
             self.registry,
             self.metrics,
@@ -133,6 +136,7 @@ class InProcessServer:
             typed_responses=typed_responses,
             limits=limits,
             workers=self.workers,
+            sessions=self.sessions,
         )
         methods = {
             **Prediction(self.registry, self.metrics, limits, self.workers).methods(),
@@ -157,6 +161,7 @@ class InProcessServer:
         self.channel.close()
         self.listener.stop(5.0)
         self.reconciler.stop(5.0)
+        self.sessions.stop()
         self.watchdog.stop()
 
 

@@ -1,6 +1,6 @@
 """One version of one model: loading, serving and draining.
 
-It is one file since a load fills in, part by part, what serving reads.
+It is one file since what is found out at load is what the version has while it serves.
 """
 
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from neurona_protos.prediction_pb2 import DataType, State, Task
+from neurona_protos.prediction_pb2 import DataType, SequenceMethod, State, Task
 from neurona_server.batching.batcher import Batcher, NewRun
 from neurona_server.batching.cost_model import CostModel
 from neurona_server.batching.device_scheduler import DeviceScheduler
@@ -126,6 +126,15 @@ class Model:
         self._journal = journal
         self.sequences: SequenceForm | None = None
         """How it reads sequences, None if it is not recurrent."""
+
+        self.sequence_method = SequenceMethod.SEQUENCE_METHOD_EQUAL_LENGTHS
+        """How requests of different lengths share runs; chosen when it is loaded."""
+
+        self.sequence_reason = ""
+        """Why it is that method, other than the reasons in `sequences`."""
+
+        self.chunk_steps = 0
+        """Steps of one run, for SEQUENCE_METHOD_CELLULAR."""
 
         self.sessions: list[Session] = []
         """On each device, one session for each instance."""
@@ -371,6 +380,13 @@ class Model:
             Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider
         )
         self.metrics.set_run_methods(self.run_methods)
+        if self.sequences is not None:
+            method = SequenceMethod.Name(self.sequence_method).removeprefix("SEQUENCE_METHOD_")
+            self.metrics.set_sequence_info(
+                method,
+                self.sequence_reason or self.sequences.ragged_reason,
+                self.sequences.stateless_reason,
+            )
 
     def lose_device(self, device: str, reason: str) -> bool:
         """Note that a device is lost, by its label.

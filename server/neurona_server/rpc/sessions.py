@@ -188,7 +188,10 @@ class SequenceSession:
 
     def check_rows(self, input_types: Mapping[str, TensorType]) -> None:
         """Check the rows of a step, whose inputs fit the model. Raises InvalidArgumentError."""
-        rows = _count_rows(self._form, input_types)
+        self.check_row_count(_count_rows(self._form, input_types))
+
+    def check_row_count(self, rows: int) -> None:
+        """Check the number of rows of a step. Raises InvalidArgumentError."""
         if self.rows and rows != self.rows:
             raise InvalidArgumentError(
                 f"row count changed: the step has {rows} rows (expected {self.rows}, as the "

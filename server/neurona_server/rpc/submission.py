@@ -32,6 +32,10 @@ LARGE_REQUEST, LARGE_RESPONSE = 1 << 20, 64 << 10
 in the transport's thread: writing the classes of a row takes a microsecond for every 20 bytes."""
 
 
+MAX_RETRIES = 3
+"""How often a model is resolved again that another version replaces at that moment."""
+
+
 class Responder(RequestIdentity, Protocol):
     """Delivers the response to one request: a call, or one request of a stream.
 
@@ -47,8 +51,8 @@ class Responder(RequestIdentity, Protocol):
         """The deadline in seconds of the monotonic clock, inf if the caller set none."""
 
     @property
-    def defer(self) -> Defer:
-        """See `Call.defer`."""
+    def defer(self) -> Defer | None:
+        """See `Call.defer`; None outside of the transport's thread."""
 
     def reply(self, response: bytes) -> None: ...
 
@@ -233,7 +237,7 @@ def submit(
     read: Callable[[Model], ParsedRequest],
     responder: Responder,
     workers: WorkerPool,
-    max_retries: int = 3,
+    max_retries: int = MAX_RETRIES,
 ) -> AcceptedRequest | None:
     """Resolve the model, read and check the request, and submit it to the model.
 
