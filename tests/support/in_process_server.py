@@ -38,10 +38,12 @@ from neurona_server.rpc.health import Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.reflection import Reflection
+from neurona_server.rpc.sessions import SessionLimits, SessionStore
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.v1.sessions import Sessions
 from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing
@@ -79,6 +81,8 @@ class InProcessServer:
         tracing: Tracing | None = None,
         find_rejections: Sequence[FindRejection] = (),
         load_timeout: float = 60.0,
+        sessions: SessionLimits | None = None,
+        session_drain: float = 60.0,
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
@@ -115,7 +119,10 @@ class InProcessServer:
             load,
             self.metrics,
             ReconcilerOptions(
-                VersionPolicy(all_versions=every), explicit=explicit, load_timeout=load_timeout
+                VersionPolicy(all_versions=every),
+                explicit=explicit,
+                load_timeout=load_timeout,
+                session_drain=session_drain,
             ),
             find_rejections=find_rejections,
         )
@@ -123,6 +130,7 @@ class InProcessServer:
         control = control or (self.reconciler if explicit else None)
         self.control_calls = None if control is None else ControlCalls(control)
         self.workers = WorkerPool()
+        self.sessions = SessionStore(sessions)
         self.open_inference = OpenInference(
             self.registry,
             self.metrics,
@@ -136,6 +144,7 @@ class InProcessServer:
         )
         methods = {
             **Prediction(self.registry, self.metrics, limits, self.workers).methods(),
+            **Sessions(self.registry, self.metrics, self.sessions, limits, self.workers).methods(),
             **Models(self.registry, self.control_calls).methods(),
             **self.open_inference.methods(),
             **self.health.methods(),
@@ -156,6 +165,7 @@ class InProcessServer:
     def stop(self) -> None:
         self.channel.close()
         self.listener.stop(5.0)
+        self.sessions.stop()
         self.reconciler.stop(5.0)
         self.watchdog.stop()
 
