@@ -1,4 +1,7 @@
-"""One version of one model: loading, serving and draining."""
+"""One version of one model: loading, serving and draining.
+
+It is one file since what is found out at load is what the version has while it serves.
+"""
 
 import logging
 import time
@@ -6,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from neurona_protos.prediction_pb2 import DataType, State, Task
+from neurona_protos.prediction_pb2 import DataType, SequenceMethod, State, Task
 from neurona_server.batching.batcher import Batcher, NewRun
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
@@ -33,6 +36,7 @@ from neurona_server.models.output_shapes import (
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.reshape import Reshape, find_reshapes, reshape_runs
+from neurona_server.models.sequence_loading import find_sequences
 from neurona_server.models.signature import (
     Signature,
     TensorSpec,
@@ -116,6 +120,15 @@ class Model:
         self.sequences: SequenceForm | None = None
         """How it reads sequences, None if it is not recurrent."""
 
+        self.sequence_method = SequenceMethod.SEQUENCE_METHOD_EQUAL_LENGTHS
+        """How requests of different lengths share runs; chosen when it is loaded."""
+
+        self.sequence_reason = ""
+        """Why it is that method, other than the reasons in `sequences`."""
+
+        self.chunk_steps = 0
+        """Steps of one run, for SEQUENCE_METHOD_CELLULAR."""
+
         self.sessions: list[Session] = []
         """On each device, one session for each instance."""
 
@@ -183,6 +196,16 @@ class Model:
         self.placement = session.placement
         self.signature = _signature(str(source), session, self.settings, reshapes["input"], runs[0])
         batched = self.signature.batched
+        lengths = _find_lengths(source, [*self.signature.inputs, *self.signature.optional])
+        self.sequences = find_sequences(
+            str(source),
+            source.path,
+            self.sessions,
+            self.signature,
+            lengths,
+            is_reshaped=any(reshapes.values()),
+            cancellation=cancellation,
+        )
         tracer, policy = options.tracer, options.policy
         if policy.inline is not False and time_depends_on_values(source.path):
             policy = replace(policy, inline=False)  # no measurement predicts its next run
@@ -200,7 +223,6 @@ class Model:
         self.batcher.free_memory = partial(_free_device_memory, self.sessions)
         inputs = self.signature.inputs
         all_inputs = [*inputs, *self.signature.optional]
-        lengths = _find_lengths(source, all_inputs)
         started = time.monotonic()
         for one in self.sessions:
             if one.device.kind != "cpu":
@@ -231,7 +253,7 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
-        if not any(reshapes.values()):
+        if not any(reshapes.values()) and not session.runs_sequences:
             self.batcher.ranking = find_ranking(
                 str(source),
                 self.sessions,
@@ -328,6 +350,13 @@ class Model:
             Task.Name(self.metadata.task).removeprefix("TASK_"), self.provider
         )
         self.metrics.set_run_methods(self.run_methods)
+        if self.sequences is not None:
+            method = SequenceMethod.Name(self.sequence_method).removeprefix("SEQUENCE_METHOD_")
+            self.metrics.set_sequence_info(
+                method,
+                self.sequence_reason or self.sequences.ragged_reason,
+                self.sequences.stateless_reason,
+            )
 
     def lose_device(self, device: str, reason: str) -> bool:
         """Note that a device is lost, by its label.

@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,7 +47,7 @@ MIN_IDLE_SHARE = 0.1
 """Share of the idle timeout for which a session must have been idle to end for another one: so
 callers that begin many do not end those in use."""
 
-MAX_WAITING_STEPS = 128
+MAX_WAITING_STEPS = 4096
 """Steps of one session that may wait for the one in flight."""
 
 RETRY_AFTER = 0.1
@@ -83,6 +83,7 @@ class SequenceSession:
         "_waiting",
         "busy",
         "end_reason",
+        "idle_timeout",
         "key",
         "last_use",
         "model",
@@ -98,22 +99,33 @@ class SequenceSession:
         model: Model,
         key: Hashable | None,
         on_end: Callable[[str], None] | None,
-        state: SequenceState | None,
+        state: bytes,
         now: float,
     ) -> None:
+        """Make it, for `SessionStore.open`.
+
+        Raises:
+            StatelessModelError: The model has no state.
+            InvalidArgumentError: The state is none of this version.
+        """
+        imported = self._import_state(model, state)
         self.model = model
         self.key = key
         self.on_end = on_end
-        self.values: Array | None = None if state is None else state.values
+        self.values: Array | None = None if imported is None else imported.values
         """The state, float32 (rows, size); None before the first step: zeros."""
-        self.rows = 0 if state is None else len(state.values)
+        self.rows = 0 if imported is None else len(imported.values)
         """0 until a step or an imported state shows it."""
-        self.steps = 0 if state is None else state.steps
+        self.steps = 0 if imported is None else imported.steps
         self.busy = False
         """Whether a step is in flight."""
         self.end_reason = ""
         """Why the server has ended it, "" if it has not."""
         self.last_use = now
+        declared = model.settings.sequences
+        idle_timeout = None if declared is None else declared.idle_seconds
+        self.idle_timeout = store.limits.idle_timeout if idle_timeout is None else idle_timeout
+        """Seconds without a step after which it ends; 0: it stays."""
         self._store = store
         self._waiting: deque[Callable[[], None]] | None = None
         self._releases = 0
@@ -183,6 +195,11 @@ class SequenceSession:
                 "session's steps before)"
             )
 
+    @staticmethod
+    def _import_state(model: Model, state: bytes) -> SequenceState | None:
+        codec = state_codec(model)
+        return codec.decode(state) if state else None
+
     def new_step(self, *arguments: Any) -> "SessionStep":
         """Make a step of the arguments of `Submission`. The session must be claimed."""
         return SessionStep(self, *arguments)
@@ -199,11 +216,19 @@ class SequenceSession:
         name, axis = next(iter(self._form.time_axes.items()))
         return int(inputs[name].shape[axis])
 
-    def commit(self, values: Array, steps: int) -> None:
-        """Set the state after so many further steps; called once their response is made."""
+    def without_state(self, outputs: Outputs) -> Outputs:
+        """Return the outputs of a step that its response may have."""
+        return _without_state(outputs)
+
+    def commit(self, inputs: Inputs, outputs: Outputs) -> None:
+        """Set the state to that after a step; called once its response is made."""
         # A copy: a slice of a batch's states would keep those of all its sessions in memory.
-        self.values = values.copy()
-        self.rows = len(values)
+        self.values = outputs[-1].copy()
+        self.rows = len(self.values)
+        self.count(self.count_steps(inputs))
+
+    def count(self, steps: int) -> None:
+        """Count so many further steps."""
         self.steps += steps
         self.model.metrics.sessions.steps.inc(steps)
 
@@ -243,13 +268,14 @@ class SessionStep(Submission):
         """Make it of the arguments of a Submission, whose inputs get the state."""
         super().__init__(*arguments)
         self._session = session
-        self.inputs = session.add_state(self.inputs)
-        self.nbytes += self.inputs[STATE].nbytes
+        own = self.inputs
+        self.inputs = session.add_state(own)
+        self.nbytes += sum(array.nbytes for name, array in self.inputs.items() if name not in own)
 
     def write_response(self, outputs: Outputs) -> bytes:
         # The response first: a caller that gets an error sends the step again.
-        response = self.response_writer(_without_state(outputs))
-        self._session.commit(outputs[-1], self._session.count_steps(self.inputs))
+        response = self.response_writer(self._session.without_state(outputs))
+        self._session.commit(self.inputs, outputs)
         return response
 
 
@@ -298,6 +324,8 @@ class SessionStore:
         self.lock = threading.Lock()
         """Guards the entries, and the turns of each session's steps."""
         self._sessions: OrderedDict[SequenceSession, None] = OrderedDict()  # by their last use
+        # The same for each idle timeout, without those that have none.
+        self._expiring: dict[float, OrderedDict[SequenceSession, None]] = {}
         self._keyed: dict[Hashable, SequenceSession] = {}
         self._end_reasons: OrderedDict[Hashable, str] = OrderedDict()
         self._sweeper: threading.Thread | None = None
@@ -316,6 +344,7 @@ class SessionStore:
         key: Hashable | None = None,
         on_end: Callable[[str], None] | None = None,
         state: bytes = b"",
+        new_session: "NewSession" = SequenceSession,
     ) -> SequenceSession:
         """Begin a session.
 
@@ -324,6 +353,7 @@ class SessionStore:
             key: What `find` finds it by, if its caller names it in each step.
             on_end: Called with the reason when the server ends it, from any thread.
             state: A state that was exported, to go on from; empty: the start of a sequence.
+            new_session: Makes it once the model is known.
 
         Raises:
             StatelessModelError: The model has no state.
@@ -336,7 +366,7 @@ class SessionStore:
         for remaining in reversed(range(MAX_RESOLUTIONS)):
             model = resolve()
             try:
-                return self._open(model, key, on_end, state)
+                return self._open(model, key, on_end, state, new_session)
             except UnavailableError:
                 if not remaining or resolve() is model:
                     raise
@@ -350,10 +380,17 @@ class SessionStore:
         """Return why the last session of a key has ended; "" if there was none, as far as known."""
         return self._end_reasons.get(key, "")
 
-    def close(self, session: SequenceSession) -> None:
-        """See `SequenceSession.close`."""
+    def forget_key(self, session: SequenceSession) -> None:
+        """Let another session have the key of one that is about to end."""
         with self.lock:
-            is_open = self._remove(session, "session ended by its caller")
+            if session in self._sessions and session.key is not None:
+                del self._keyed[session.key]
+            session.key = None
+
+    def close(self, session: SequenceSession, reason: str = "session ended by its caller") -> None:
+        """See `SequenceSession.close`; the reason is for `end_reason`."""
+        with self.lock:
+            is_open = self._remove(session, reason)
         if is_open:
             _let_go(session)
 
@@ -369,17 +406,19 @@ class SessionStore:
         session.last_use = self._clock()
         if session in self._sessions:
             self._sessions.move_to_end(session)
+            if session.idle_timeout:
+                self._expiring[session.idle_timeout].move_to_end(session)
 
     def sweep(self) -> None:
         """End the sessions that have been idle for too long."""
-        timeout = self.limits.idle_timeout
-        reason = f"session expired: idle for {timeout:g} s (the option session_idle_timeout_s)"
-        with self.lock:
-            idle = self._list_idle(timeout)
+        for timeout, sessions in [*self._expiring.items()]:
+            reason = f"session expired: idle for {timeout:g} s ({self._timeout_source(timeout)})"
+            with self.lock:
+                idle = self._list_idle(sessions, timeout)
+                for session in idle:
+                    self._remove(session, reason)
             for session in idle:
-                self._remove(session, reason)
-        for session in idle:
-            _end_for_server(session, "idle", reason)
+                _end_for_server(session, "idle", reason)
 
     def stop(self) -> None:
         """End the thread that sweeps."""
@@ -391,10 +430,9 @@ class SessionStore:
         key: Hashable | None,
         on_end: Callable[[str], None] | None,
         state: bytes,
+        new_session: "NewSession",
     ) -> SequenceSession:
-        codec = state_codec(model)
-        imported = codec.decode(state) if state else None
-        session = SequenceSession(self, model, key, on_end, imported, self._clock())
+        session = new_session(self, model, key, on_end, state, self._clock())
         limit = self.limits.max_sessions
         reason = f"session displaced: of {limit} it was idle longest (the option max_sessions)"
         displaced = None
@@ -405,6 +443,8 @@ class SessionStore:
                 displaced = self._find_displaceable()
                 self._remove(displaced, reason)
             self._sessions[session] = None
+            if session.idle_timeout:
+                self._expiring.setdefault(session.idle_timeout, OrderedDict())[session] = None
             if key is not None:
                 self._keyed[key] = session
                 self._end_reasons.pop(key, None)
@@ -424,7 +464,7 @@ class SessionStore:
     def _find_displaceable(self) -> SequenceSession:
         """Return the session to end for a new one. Raises QueueFullError."""
         min_idle = MIN_IDLE_SHARE * self.limits.idle_timeout
-        for session in self._list_idle(min_idle, count=1):
+        for session in self._list_idle(self._sessions, min_idle, count=1):
             return session
         raise QueueFullError(
             f"too many sessions: {self.limits.max_sessions} are open and in use (expected fewer, "
@@ -432,10 +472,15 @@ class SessionStore:
             min_idle,
         )
 
-    def _list_idle(self, seconds: float, count: int = sys.maxsize) -> list[SequenceSession]:
-        """Return sessions without a step for so long, and none in flight; the longest first."""
+    def _list_idle(
+        self,
+        sessions: Iterable[SequenceSession],
+        seconds: float,
+        count: int = sys.maxsize,
+    ) -> list[SequenceSession]:
+        """Return those without a step for so long, and none in flight; the longest first."""
         end = self._clock() - seconds
-        recent = takewhile(lambda session: session.last_use <= end, self._sessions)
+        recent = takewhile(lambda session: session.last_use <= end, sessions)
         return [*islice((session for session in recent if not session.busy), count)]
 
     def _remove(self, session: SequenceSession, reason: str) -> bool:
@@ -443,6 +488,11 @@ class SessionStore:
         if session not in self._sessions:
             return False
         del self._sessions[session]
+        if session.idle_timeout:
+            expiring = self._expiring[session.idle_timeout]
+            del expiring[session]
+            if not expiring:
+                del self._expiring[session.idle_timeout]
         if session.key is not None:
             del self._keyed[session.key]
             self._end_reasons[session.key] = reason
@@ -450,23 +500,45 @@ class SessionStore:
                 self._end_reasons.popitem(last=False)
         return True
 
+    def _timeout_source(self, timeout: float) -> str:
+        if timeout == self.limits.idle_timeout:
+            return "the option session_idle_timeout_s"
+        return "max_sequence_idle_microseconds of its config.pbtxt"
+
     def _start_sweeper(self) -> None:
-        if self._sweeper is None and self.limits.idle_timeout and not self._stopping.is_set():
+        if self._sweeper is None and self._expiring and not self._stopping.is_set():
             self._sweeper = threading.Thread(target=self._sweep, name="sessions", daemon=True)
             self._sweeper.start()
 
     def _sweep(self) -> None:
-        """Sweep until there are no sessions."""
-        period = min(self.limits.idle_timeout / SWEEPS, MAX_SWEEP_SECONDS)
-        while not self._stopping.wait(period):
+        """Sweep until there are no sessions that may expire."""
+        while not self._stopping.wait(self._sweep_period()):
             try:
                 self.sweep()
             except Exception:  # a bug: the others must still end
                 log.exception("sessions could not be swept")
             with self.lock:
-                if not self._sessions:
+                if not self._expiring:
                     self._sweeper = None
                     return
+
+    def _sweep_period(self) -> float:
+        timeout = min([*self._expiring], default=MAX_SWEEP_SECONDS)
+        return min(timeout / SWEEPS, MAX_SWEEP_SECONDS)
+
+
+class NewSession(Protocol):
+    """Makes a session of the arguments of `SequenceSession`, with the same errors."""
+
+    def __call__(
+        self,
+        store: SessionStore,
+        model: Model,
+        key: Hashable | None,
+        on_end: Callable[[str], None] | None,
+        state: bytes,
+        now: float,
+    ) -> SequenceSession: ...
 
 
 def state_codec(model: Model) -> StateCodec:

@@ -203,7 +203,7 @@ class Metrics:
             "1 for each ready model, with its task and the ONNX Runtime provider that runs it.",
             ("model", "version", "task", "provider"),
         )
-        self.nodes, self.run_methods = (
+        self.nodes, self.run_methods, self.sequence_info = (
             gauge(
                 "model_nodes",
                 "Graph nodes of the model by the ONNX Runtime provider that runs them.",
@@ -214,6 +214,13 @@ class Metrics:
                 "1 for how the model's batches run on a device, by the number of rows: plain, "
                 "bound (memory that stays) or graph (CUDA graphs).",
                 ("model", "version", "device", "method"),
+            ),
+            gauge(
+                "model_sequence_info",
+                "1 for each ready model with recurrent layers, with how sequences of different "
+                "lengths share runs (equal_lengths: they do not), the reason, and why it has no "
+                "state.",
+                ("model", "version", "method", "reason", "stateless_reason"),
             ),
         )
         self.degraded = gauge(
@@ -261,6 +268,7 @@ class Metrics:
             *(self.overdue_runs, *self.run_failures.version_series, *self.devices.version_series),
             *(self.queue_rows, self.queue_age, self.queue_bytes, self.queue_limit, self.info),
             *(self.shadows, self.nodes, self.degraded, self.displaced_requests, self.run_methods),
+            self.sequence_info,
             *self.sessions.version_series,
         ]
 
@@ -503,6 +511,12 @@ class ModelMetrics:
         self._remove_series(self._metrics.run_methods)
         for device, method in methods.items():
             self._metrics.run_methods.labels(*self._labels, device, method).set(1)
+
+    def set_sequence_info(self, method: str, reason: str, stateless_reason: str) -> None:
+        """Set how a recurrent model serves sequences, and why not in another way."""
+        self._remove_series(self._metrics.sequence_info)
+        labels = (*self._labels, method.lower(), reason, stateless_reason)
+        self._metrics.sequence_info.labels(*labels).set(1)
 
     def watch_batching(self, queue: ObservedQueue, cost_model: ObservedCostModel) -> None:
         """Make the gauges of queue and predictions read at each scrape."""

@@ -132,6 +132,34 @@ def load_with_cuda_graphs(
     return session
 
 
+def load_content(
+    path: Path,
+    content: bytes,
+    options: RuntimeOptions,
+    threads: int,
+    cancellation: LoadCancellation,
+    providers: list[Provider],
+    *,
+    optimised: bool = True,
+) -> onnxruntime.InferenceSession:
+    """Load a graph that was made of the model at `path`, into another session.
+
+    Args:
+        path: The model's file.
+        content: The graph, without external data.
+        options: How it is run.
+        threads: CPU threads of one run on the CPU.
+        cancellation: Ends the load early.
+        providers: Those of ONNX Runtime that run it.
+        optimised: Whether ONNX Runtime may replace nodes by others.
+
+    Raises:
+        Exception: ONNX Runtime cannot load it, or it is cancelled.
+    """
+    loader = _Loader(path, GraphOutline(), options, threads, cancellation)
+    return loader.load_content(content, providers, optimised=optimised)
+
+
 def public_reason(error: Exception, path: Path) -> str:
     """Return ONNX Runtime's message without its source lines and without the server's paths.
 
@@ -210,6 +238,15 @@ class _Loader:
     def load_once(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
         """Load with all providers, and try no other way."""
         return self._load_session(providers)
+
+    def load_content(
+        self, content: bytes, providers: list[Provider], *, optimised: bool
+    ) -> onnxruntime.InferenceSession:
+        """Load a graph in memory, and try no other way."""
+        settings = self._settings() if optimised else self._settings_without_optimisation()
+        session = self._open(content, self._with_remembered_options(providers), settings)
+        session.disable_fallback()
+        return session
 
     def _choose_options(
         self, session: onnxruntime.InferenceSession, providers: list[Provider]

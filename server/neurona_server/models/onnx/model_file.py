@@ -37,6 +37,7 @@ _MAX_FILE_BYTES = 2**31 - 1  # what protobuf can parse
 _CHUNK_BYTES = 1 << 20
 # Field 4 of a NodeProto, its operator, also of nodes in graphs inside a node.
 _RECURRENT = (b"\x22\x03GRU", b"\x22\x04LSTM", b"\x22\x13DynamicQuantizeLSTM")
+_SEQUENTIAL = (*_RECURRENT, b"\x22\x03RNN", b"\x22\x04Scan")
 _MAX_LOCATION_BYTES = 4096
 _MAX_NAME_BYTES = 1 << 16
 
@@ -66,6 +67,9 @@ class GraphOutline:
 
     recurrent: bool = False
     """Whether it has an LSTM or GRU: ONNX Runtime 1.31 ends the process if one gets no values."""
+
+    sequential: bool = False
+    """Whether it may have a node that reads steps one after the other."""
 
     without_shape: set[str] = field(default_factory=set)
     """Names of inputs and outputs that declare no shape: not even a number of axes."""
@@ -252,7 +256,9 @@ def _read(file: BinaryIO, part: ProtobufField, max_bytes: int) -> bytes:
 def _walk_node(file: BinaryIO, node: ProtobufField, outline: GraphOutline, *, nested: bool) -> None:
     # Faster than parsing every attribute: an external tensor must contain this key.
     if not nested and not outline.recurrent:
-        outline.recurrent = any(_contains(file, node, operator) for operator in _RECURRENT)
+        operators = [one for one in _SEQUENTIAL if _contains(file, node, one)]
+        outline.sequential |= bool(operators)
+        outline.recurrent = any(one in _RECURRENT for one in operators)
     if nested or _contains(file, node, b"location"):
         for attribute in read_fields(file, node.start, node.end):
             if attribute.number == 5:

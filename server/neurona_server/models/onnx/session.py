@@ -11,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ from neurona_server.models.onnx.devices import CPU_DEVICE, CUDA_SLOTS, Device
 from neurona_server.models.onnx.engine_cache import EngineFolder
 from neurona_server.models.onnx.gpu_facts import has_cuda_driver
 from neurona_server.models.onnx.run_methods import MakeInputs, RunMethods, RunSlot
-from neurona_server.models.onnx.runtime import CPU, RuntimeOptions
+from neurona_server.models.onnx.runtime import CPU, Provider, RuntimeOptions
+from neurona_server.models.onnx.sequence_session import SequenceAdapter, SequenceGraph
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
+from neurona_server.sequences.form import SequenceForm
 from neurona_server.telemetry.run_journal import JournalEntry
 
 log = logging.getLogger(__name__)
@@ -129,6 +132,7 @@ class Session:
             onnxruntime before 1.24, which do not report it.
         degraded: Why the model does not run where it should, or "".
         properties: The metadata of the file.
+        outline: What the file contains.
         inputs: Specifications of the required inputs.
         optional: Specifications of the initialisers that a request may override.
         outputs: Specifications of the outputs.
@@ -164,7 +168,7 @@ class Session:
         self._lost_error: DeviceLostError | None = None
         self._engines: EngineFolder | None = None
         self._release_threads: weakref.finalize[[int], Session] | None = None
-        threads = self._reserve_threads(path, options)
+        threads = self._threads = self._reserve_threads(path, options)
         session, outline, problem, self._engines = loading.load(
             path, options, threads, cancellation or LoadCancellation(), device.number
         )
@@ -185,6 +189,8 @@ class Session:
             raise LoadError(f"{self.degraded}, and require_gpu is set")
         unknown = outline.without_shape
         self._recurrent = outline.recurrent
+        self.outline = outline
+        self._sequences: SequenceAdapter | None = None
         self.inputs = [_tensor_spec("input", node, unknown) for node in session.get_inputs()]
         self.optional = [
             _tensor_spec("input", node, ()) for node in session.get_overridable_initializers()
@@ -254,6 +260,8 @@ class Session:
         session = self._session
         if session is None or (memory := find_memory(self.device)) is None:
             return
+        if self._sequences is not None:  # its extra inputs have no memory of their own yet
+            return
         self._prepare_thread = memory.prepare_thread
         zipmaps = self._zipmaps.values()
         candidate = run_choice.Candidate(
@@ -316,6 +324,79 @@ class Session:
             return methods.run(slot, inputs, options)
         finally:
             self._runs_in_flight.pop()
+
+    @property
+    def runs_sequences(self) -> bool:
+        """Whether runs accept LENGTHS and STATE: see `use_sequence_graph`."""
+        return self._sequences is not None
+
+    def open_trace(
+        self, content: bytes, cancellation: LoadCancellation
+    ) -> Callable[[Inputs], Outputs]:
+        """Load a graph that was made of the file on the CPU, and return what runs it.
+
+        Its nodes are run as they are, so that the outputs of all of them can be asked for.
+
+        Raises:
+            LoadError: It was cancelled.
+            Exception: ONNX Runtime cannot load it.
+        """
+        options = replace(self._options, providers=("cpu",))
+        session = loading.load_content(
+            self._path, content, options, 1, cancellation, [CPU], optimised=False
+        )
+        return partial(session.run, None)
+
+    def open_sequence_graph(
+        self, content: bytes, form: SequenceForm, cancellation: LoadCancellation
+    ) -> SequenceGraph:
+        """Load a graph that the file was rewritten to, on the same device.
+
+        Raises:
+            LoadError: It was cancelled.
+            Exception: ONNX Runtime cannot load it.
+        """
+        providers: list[Provider] = [
+            one
+            for one in runtime.usable_providers(self._options, self.device.number)
+            if runtime.full_name(one) in (self.provider, CPU)
+        ]
+        session = loading.load_content(
+            self._path, content, self._options, self._threads, cancellation, providers
+        )
+        return SequenceGraph(session, form)
+
+    def use_sequence_graph(
+        self,
+        content: bytes,
+        form: SequenceForm,
+        opened: SequenceGraph | None = None,
+        cancellation: LoadCancellation | None = None,
+    ) -> None:
+        """Run a graph that the file was rewritten to in place of the file's, whose memory is freed.
+
+        From then on runs also accept LENGTHS and STATE as inputs; with STATE they return the next
+        state as one more output, the last.
+
+        Args:
+            content: The graph, which runs have proved to give the same answers.
+            form: What it takes.
+            opened: The same from `open_sequence_graph`, if it is loaded already.
+            cancellation: Ends this early.
+
+        Raises:
+            UnavailableError: The session is closed.
+            LoadError: It was cancelled.
+            Exception: ONNX Runtime cannot load it.
+        """
+        if self._session is None:
+            raise self._lost_error or UnavailableError("the model has been unloaded")
+        if opened is None:
+            opened = self.open_sequence_graph(content, form, cancellation or LoadCancellation())
+        self._methods = None
+        self._sequences = opened.adapter
+        self._session = opened.session
+        trim_heap()
 
     def open_ranker(self, index: int, *, logits: bool) -> None:
         """Make runs able to rank the output at an index on the device.
@@ -505,6 +586,8 @@ class Session:
         options: onnxruntime.RunOptions,
         ranked_count: int = 0,
     ) -> list[Any]:
+        if (sequences := self._sequences) is not None:
+            return sequences.run(session, inputs, options)
         if ranked_count and (ranker := self._ranker) is not None and not ranker.failed:
             return ranker.run(session, inputs, options, ranked_count)
         if self._bfloat16:

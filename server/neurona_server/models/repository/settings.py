@@ -10,6 +10,7 @@ from pathlib import Path
 
 from neurona_protos.prediction_pb2 import DataType, Task
 from neurona_server.batching.policy import QueuePolicies
+from neurona_server.sequences.implicit_state import SequenceBatching
 
 MODEL_TOML = "model.toml"
 CONFIG_PBTXT = "config.pbtxt"
@@ -204,6 +205,9 @@ class ModelSettings:
     """File name in a version's folder; "" is model.onnx."""
 
     declared: tuple[DeclaredTensor, ...] = ()
+    sequences: SequenceBatching | None = None
+    """The control inputs and states of sequences, if the model has any by its config.pbtxt."""
+
     output_labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of classes by output, "" for a class without one: a hint when no task is set."""
 

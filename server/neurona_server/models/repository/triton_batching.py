@@ -1,9 +1,10 @@
-"""Reads max_batch_size and dynamic_batching of a config.pbtxt.
+"""Reads max_batch_size and dynamic_batching of a config.pbtxt, or the batches of sequence_batching.
 
 The times, priorities and limits of its queue are Triton's, in requests and by the numbers of its
 priorities: 1 is the most urgent.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from neurona_protos import model_config_pb2 as triton
@@ -25,7 +26,7 @@ class TritonBatching:
 
 
 def read_batching(config: triton.ModelConfig, *, batch_axis_known: bool) -> TritonBatching:
-    """Read dynamic_batching.
+    """Read dynamic_batching, or the strategy of sequence_batching.
 
     With `batch_axis_known`, the model has a batch axis if and only if max_batch_size is above 0.
 
@@ -34,21 +35,19 @@ def read_batching(config: triton.ModelConfig, *, batch_axis_known: bool) -> Trit
     """
     limit = config.max_batch_size
     batched = None
-    if limit and config.HasField("dynamic_batching"):
+    kind = config.WhichOneof("scheduling_choice")
+    if limit and kind in ("dynamic_batching", "sequence_batching"):
         batched = True
     elif not limit and batch_axis_known:
         batched = False
-    if not config.HasField("dynamic_batching"):
+    if kind == "sequence_batching":
+        return _read_strategy(config.sequence_batching, limit, batched)
+    if kind != "dynamic_batching":
         return TritonBatching(batched)
     batching = config.dynamic_batching
     delay = batching.max_queue_delay_microseconds
-    _check_microseconds("max_queue_delay_microseconds", delay)
-    for size in batching.preferred_batch_size:
-        if limit and not 0 < size <= limit:
-            raise LoadError(
-                f"dynamic_batching.preferred_batch_size has {size} (expected sizes from 1 to "
-                f"max_batch_size, {limit})"
-            )
+    _check_microseconds("dynamic_batching.max_queue_delay_microseconds", delay)
+    _check_preferred("dynamic_batching", batching.preferred_batch_size, limit)
     return TritonBatching(
         batched,
         delay / 1000 if limit else None,
@@ -56,6 +55,33 @@ def read_batching(config: triton.ModelConfig, *, batch_axis_known: bool) -> Trit
         _queue_policies(batching),
         batching.preserve_ordering,
     )
+
+
+def _read_strategy(
+    batching: triton.ModelSequenceBatching, limit: int, batched: bool | None
+) -> TritonBatching:
+    """Read `direct` or `oldest`: how long and for which sizes a batch of steps waits."""
+    name = batching.WhichOneof("strategy_choice")
+    strategy = batching.oldest if name == "oldest" else batching.direct
+    delay = strategy.max_queue_delay_microseconds
+    _check_microseconds(f"sequence_batching.{name}.max_queue_delay_microseconds", delay)
+    preferred = batching.oldest.preferred_batch_size
+    _check_preferred("sequence_batching.oldest", preferred, limit)
+    return TritonBatching(
+        batched,
+        delay / 1000 if limit else None,
+        tuple(sorted(set(preferred))) if limit else (),
+        preserve_order=batching.oldest.preserve_ordering,
+    )
+
+
+def _check_preferred(where: str, sizes: Iterable[int], limit: int) -> None:
+    for size in sizes:
+        if limit and not 0 < size <= limit:
+            raise LoadError(
+                f"{where}.preferred_batch_size has {size} (expected sizes from 1 to "
+                f"max_batch_size, {limit})"
+            )
 
 
 def _queue_policies(batching: triton.ModelDynamicBatching) -> QueuePolicies | None:
@@ -81,7 +107,7 @@ def _queue_policies(batching: triton.ModelDynamicBatching) -> QueuePolicies | No
 
 def _queue_policy(where: str, policy: triton.ModelQueuePolicy) -> QueuePolicy:
     microseconds = policy.default_timeout_microseconds
-    _check_microseconds(f"{where}.default_timeout_microseconds", microseconds)
+    _check_microseconds(f"dynamic_batching.{where}.default_timeout_microseconds", microseconds)
     if policy.timeout_action not in triton.ModelQueuePolicy.TimeoutAction.values():
         raise LoadError(
             f"dynamic_batching.{where}.timeout_action is {policy.timeout_action}, an unknown action"
@@ -96,6 +122,4 @@ def _queue_policy(where: str, policy: triton.ModelQueuePolicy) -> QueuePolicy:
 
 def _check_microseconds(where: str, value: int) -> None:
     if value > _MAX_MICROSECONDS:
-        raise LoadError(
-            f"dynamic_batching.{where} is {value} (expected at most {_MAX_MICROSECONDS})"
-        )
+        raise LoadError(f"{where} is {value} (expected at most {_MAX_MICROSECONDS})")

@@ -35,6 +35,11 @@ from neurona_server.models.repository.triton_accelerators import (
 )
 from neurona_server.models.repository.triton_batching import read_batching
 from neurona_server.models.repository.triton_instances import read_instances
+from neurona_server.models.repository.triton_sequences import (
+    declared_sequence_tensors,
+    read_sequence_batching,
+)
+from neurona_server.models.repository.triton_types import DATA_TYPES
 from neurona_server.models.repository.validation import invalid_value
 from neurona_server.models.synthetic_inputs import MAX_ELEMENTS
 
@@ -45,25 +50,7 @@ MAX_THREADS = 1024
 MAX_WARM_UP_RUNS = 10_000
 """Runs of one warm-up sample."""
 
-_DATA_TYPES = {
-    triton.TYPE_BOOL: DataType.DATA_TYPE_BOOL,
-    triton.TYPE_UINT8: DataType.DATA_TYPE_UINT8,
-    triton.TYPE_UINT16: DataType.DATA_TYPE_UINT16,
-    triton.TYPE_UINT32: DataType.DATA_TYPE_UINT32,
-    triton.TYPE_UINT64: DataType.DATA_TYPE_UINT64,
-    triton.TYPE_INT8: DataType.DATA_TYPE_INT8,
-    triton.TYPE_INT16: DataType.DATA_TYPE_INT16,
-    triton.TYPE_INT32: DataType.DATA_TYPE_INT32,
-    triton.TYPE_INT64: DataType.DATA_TYPE_INT64,
-    triton.TYPE_FP16: DataType.DATA_TYPE_FLOAT16,
-    triton.TYPE_FP32: DataType.DATA_TYPE_FLOAT,
-    triton.TYPE_FP64: DataType.DATA_TYPE_DOUBLE,
-    triton.TYPE_STRING: DataType.DATA_TYPE_STRING,
-    triton.TYPE_BF16: DataType.DATA_TYPE_BFLOAT16,
-}
-
 _UNSUPPORTED = {
-    "sequence_batching": "requests that share state",
     "ensemble_scheduling": "a model composed of other models",
     "batch_input": "inputs generated from the composition of a batch",
     "batch_output": "outputs that are not split by rows",
@@ -86,6 +73,23 @@ _SUPPORTED: _Supported = {
     "default_model_filename": None,
     "instance_group": {"count": None, "kind": None, "name": None, "gpus": None, "passive": None},
     "dynamic_batching": None,
+    "sequence_batching": {
+        "max_sequence_idle_microseconds": None,
+        "control_input": None,
+        "state": {
+            "input_name": None,
+            "output_name": None,
+            "data_type": None,
+            "dims": None,
+            "initial_state": None,
+        },
+        "direct": {"max_queue_delay_microseconds": None},
+        "oldest": {
+            "preferred_batch_size": None,
+            "max_queue_delay_microseconds": None,
+            "preserve_ordering": None,
+        },
+    },
     "model_warmup": None,
     "parameters": {"intra_op_thread_count": None, **dict.fromkeys(CUDA_PARAMETERS)},
     # What has no effect in it is listed by its reader.
@@ -143,9 +147,11 @@ def _suggest_field(problem: str) -> str:
 def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSettings:
     _check_supported(folder, config)
     has_batch_axis = config.max_batch_size > 0
+    sequences = read_sequence_batching(folder, config)
     declared = [
         *_declared_tensors("input", config.input, batch_axis=has_batch_axis),
         *_declared_tensors("output", config.output, batch_axis=has_batch_axis),
+        *declared_sequence_tensors(config, sequences),
     ]
     # Triton completes a config without tensors and without max_batch_size from the graph.
     batch_axis_known = bool(declared) or re.search(r"\bmax_batch_size\b", text) is not None
@@ -169,6 +175,7 @@ def _to_settings(folder: Path, text: str, config: triton.ModelConfig) -> ModelSe
         has_batch_axis=has_batch_axis,
         model_file=_model_file(config.default_model_filename),
         declared=tuple(declared),
+        sequences=sequences,
         output_labels=_output_labels(folder, config),
         warm_up=_warm_up_samples(folder, config),
         ignored=(*_ignored_fields(config), *accelerators.ignored, *instances.ignored),
@@ -213,10 +220,10 @@ def _declared_tensors(
         _check_sizes(f"{where}.dims", tensor.dims)
         if reshaped := tensor.HasField("reshape"):
             _check_reshape(where, tensor)
-        if tensor.data_type and tensor.data_type not in _DATA_TYPES:
+        if tensor.data_type and tensor.data_type not in DATA_TYPES:
             raise LoadError(f"{where}.data_type is {tensor.data_type}, an unknown type")
         first = (-1,) if batch_axis else ()
-        dtype = _DATA_TYPES.get(tensor.data_type, DataType.DATA_TYPE_UNDEFINED)
+        dtype = DATA_TYPES.get(tensor.data_type, DataType.DATA_TYPE_UNDEFINED)
         shape = (*first, *tensor.dims) if tensor.dims else None
         graph_shape = (*first, *tensor.reshape.shape) if reshaped else None
         declared.append(DeclaredTensor(role, tensor.name, dtype, shape, graph_shape))
@@ -332,7 +339,7 @@ def _warm_up_input(
     folder: Path, where: str, tensor: triton.ModelWarmup.Input, rows: int
 ) -> WarmUpInput:
     """Read one input of a sample; `rows` is 0 for a model without a batch axis."""
-    if tensor.data_type not in _DATA_TYPES:
+    if tensor.data_type not in DATA_TYPES:
         raise LoadError(f"{where} has no data_type")
     shape = (rows, *tensor.dims) if rows else tuple(tensor.dims)
     if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
@@ -351,7 +358,7 @@ def _warm_up_input(
             file = resolve_inside(folder / WARM_UP_FOLDER, tensor.input_data_file)
         except LoadError as error:
             raise LoadError(f"{where}.input_data_file: {error}") from error
-    dtype = _DATA_TYPES[tensor.data_type]
+    dtype = DATA_TYPES[tensor.data_type]
     return WarmUpInput(dtype, shape, random=kind == "random_data", file=file, rows=rows)
 
 

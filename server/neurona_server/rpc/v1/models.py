@@ -1,5 +1,6 @@
 """The service neurona.v1.Models: lists, describes, loads and unloads models."""
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from neurona_protos.prediction_pb2 import (
@@ -12,6 +13,7 @@ from neurona_protos.prediction_pb2 import (
     LoadModelResponse,
     ModelSummary,
     RunCost,
+    SequenceServing,
     State,
     Task,
     TensorDescription,
@@ -166,6 +168,23 @@ def _model_description(model: Model, entry: ModelEntry) -> DescribeModelResponse
         batched=model.signature.batched,
         metadata=model.metadata,
         batching=_batching(model),
+        sequences=_sequence_serving(model),
+    )
+
+
+def _sequence_serving(model: Model) -> SequenceServing | None:
+    """Return how a recurrent model serves sequences; None for another one."""
+    form = model.sequences
+    if form is None:
+        return None
+    return SequenceServing(
+        method=model.sequence_method,
+        reason=model.sequence_reason or form.ragged_reason,
+        chunk_steps=model.chunk_steps,
+        state_bytes=form.state_size * np.dtype(np.float32).itemsize,
+        stateless_reason=form.stateless_reason,
+        open_sessions=len(model.open_sessions),
+        time_axes=form.time_axes,
     )
 
 

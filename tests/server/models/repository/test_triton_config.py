@@ -343,7 +343,10 @@ WARM_UP = 'model_warmup [ {{ name: "w" batch_size: 1 inputs {{ key: "x" value {{
             "ensemble_scheduling {}",
             "ensemble_scheduling is not supported: a model composed of other",
         ),
-        ("sequence_batching {}", "sequence_batching is not supported: requests that share state"),
+        (
+            "sequence_batching { iterative_sequence: true }",
+            "iterative_sequence is not supported: requests that the server repeats",
+        ),
         ("batch_input [ {} ]", "batch_input is not supported: inputs generated from"),
         (
             "batch_output [ {} ]",
