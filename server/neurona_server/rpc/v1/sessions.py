@@ -273,11 +273,14 @@ class SessionStream:
         if (response := self._completed) is not None:
             self._completed = None
             self._is_running = False
-            self._add_ready(response)
+            self._window.reserve(len(response))
+            self._ready.append(response)
 
-    def _add_ready(self, response: bytes) -> None:
+    def _answer(self, response: bytes) -> None:
+        """Answer a message that needs no run."""
         self._window.reserve(len(response))
         self._ready.append(response)
+        self.call.wake()
 
     def _run_waiting(self) -> None:
         """Run the next message's step; answer those that need no run."""
@@ -305,10 +308,10 @@ class SessionStream:
                 "session begun twice: a later message has a start (expected it in the first one "
                 "only)"
             )
-            self._add_ready(frame_error(request.id, error, session.steps))
+            self._answer(frame_error(request.id, error, session.steps))
         elif not request.inputs:
             state = session.export_state() if request.return_state else b""
-            self._add_ready(frame_response(request.id, None, state, session.steps))
+            self._answer(frame_response(request.id, None, state, session.steps))
         else:
             session.claim()
             self._is_running = True
