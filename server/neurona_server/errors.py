@@ -61,6 +61,13 @@ class StatelessModelError(NeuronaError):
     outcome = "invalid"
 
 
+class StepAbortedError(NeuronaError):
+    """A step of a sequence that waited for an earlier one, which failed."""
+
+    code = 10  # ABORTED
+    outcome = "rejected"
+
+
 class UnsupportedError(NeuronaError):
     """A feature of the protocol that this server does not support."""
 

@@ -38,7 +38,7 @@ from neurona_server.rpc.health import Health
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.reflection import Reflection
-from neurona_server.rpc.sessions import SessionLimits, SessionStore
+from neurona_server.rpc.sessions import SessionStore
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
@@ -81,7 +81,7 @@ class InProcessServer:
         tracing: Tracing | None = None,
         find_rejections: Sequence[FindRejection] = (),
         load_timeout: float = 60.0,
-        sessions: SessionLimits | None = None,
+        sessions: SessionStore | None = None,
         session_drain: float = 60.0,
     ) -> None:
         policy = policy or BatchPolicy()
@@ -130,7 +130,7 @@ class InProcessServer:
         control = control or (self.reconciler if explicit else None)
         self.control_calls = None if control is None else ControlCalls(control)
         self.workers = WorkerPool()
-        self.sessions = SessionStore(sessions)
+        self.sessions = SessionStore() if sessions is None else sessions
         self.open_inference = OpenInference(
             self.registry,
             self.metrics,
@@ -141,6 +141,7 @@ class InProcessServer:
             typed_responses=typed_responses,
             limits=limits,
             workers=self.workers,
+            sessions=self.sessions,
         )
         methods = {
             **Prediction(self.registry, self.metrics, limits, self.workers).methods(),
@@ -165,8 +166,8 @@ class InProcessServer:
     def stop(self) -> None:
         self.channel.close()
         self.listener.stop(5.0)
-        self.sessions.stop()
         self.reconciler.stop(5.0)
+        self.sessions.stop()
         self.watchdog.stop()
 
 

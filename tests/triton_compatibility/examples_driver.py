@@ -10,6 +10,7 @@ import json
 import queue
 import sys
 import traceback
+import uuid
 
 import grpc
 import numpy as np
@@ -396,7 +397,7 @@ def model_control_steps(models):
     yield "load_model", ("wrong_model_name",), {}, "failed to load"
 
 
-MODELS = 8
+MODELS = 9
 
 
 def simple_grpc_model_control(client):
@@ -420,28 +421,83 @@ async def simple_grpc_aio_model_control(client):
     await expect_async_failure(client.load_model("wrong_model_name"), "failed to load")
 
 
-def sequence_inputs():
-    tensor = triton.InferInput("INPUT", [1, 1], "INT32")
-    return [tensor.set_data_from_numpy(np.ones((1, 1), np.int32))]
+VALUES = [11, 7, 5, 3, 2, 0, 1]
+SEQUENCES = [[0, *VALUES], [100, *(-value for value in VALUES)], [20, *(-v for v in VALUES)]]
+
+
+def sequence_calls(dyna, string_id):
+    """Yield the arguments of the requests of three sequences, the last with a string as its id."""
+    models = ["simple_dyna_sequence" if dyna else "simple_sequence"] * 2
+    models.append("simple_string_dyna_sequence" if dyna else "simple_sequence")
+    for model, sequence_id, values in zip(models, (1000, 1001, string_id), SEQUENCES, strict=True):
+        for number, value in enumerate(values):
+            tensor = triton.InferInput("INPUT", [1, 1], "INT32")
+            tensor.set_data_from_numpy(np.full([1, 1], value, np.int32))
+            yield {
+                "model_name": model,
+                "inputs": [tensor],
+                "outputs": [triton.InferRequestedOutput("OUTPUT")],
+                "sequence_id": sequence_id,
+                "sequence_start": number == 0,
+                "sequence_end": number == len(values) - 1,
+            }
+
+
+def expected_of_sequences(dyna):
+    """Return what the examples expect of each request, in the order of the calls."""
+    expected = []
+    for number, (sequence_id, values) in enumerate(zip((1000, 1001, 1002), SEQUENCES, strict=True)):
+        if dyna and number == 2:
+            results = np.cumsum(values)
+        else:
+            results = np.array(values)
+            results[0] += 1
+        if dyna:
+            results[-1] += sequence_id
+        expected += results.tolist()
+    return expected
 
 
 def simple_grpc_sequence_sync_infer_client(client):
-    expect_failure(
-        lambda: client.infer(
-            "simple_sequence", sequence_inputs(), sequence_id=1000, sequence_start=True
-        ),
-        "Request for unknown model",
-    )
+    for dyna in (False, True):
+        calls = sequence_calls(dyna, "1002" if dyna else str(uuid.uuid4()))
+        results = [client.infer(**call).as_numpy("OUTPUT")[0][0] for call in calls]
+        assert results == expected_of_sequences(dyna), results
 
 
 def simple_grpc_sequence_stream_infer_client(client):
-    done = queue.Queue()
-    client.start_stream(lambda result, error: done.put(error))
-    client.async_stream_infer(
-        "simple_sequence", sequence_inputs(), sequence_id=1001, sequence_start=True
-    )
-    assert "Request for unknown model" in done.get(timeout=30).message()
-    client.stop_stream()
+    for dyna in (False, True):
+        done = queue.Queue()
+        client.start_stream(lambda result, error, done=done: done.put((result, error)))
+        calls = list(sequence_calls(dyna, "1002" if dyna else str(uuid.uuid4())))
+        for number, call in enumerate(calls):
+            client.async_stream_infer(**call, request_id=f"{call['sequence_id']}_{number}")
+        received = []
+        for _ in calls:
+            result, error = done.get(timeout=30)
+            assert error is None, error
+            received.append((result.get_response().id, result.as_numpy("OUTPUT")[0][0]))
+        client.stop_stream()
+        assert [number for number, _ in received] == [
+            f"{call['sequence_id']}_{number}" for number, call in enumerate(calls)
+        ]
+        assert [value for _, value in received] == expected_of_sequences(dyna), received
+
+
+@with_aio
+async def simple_grpc_aio_sequence_stream_infer_client(client):
+    for dyna in (False, True):
+        calls = list(sequence_calls(dyna, "1002" if dyna else str(uuid.uuid4())))
+
+        async def requests(calls=calls):
+            for number, call in enumerate(calls):
+                yield {**call, "request_id": f"{call['sequence_id']}_{number}"}
+
+        results = []
+        async for result, error in client.stream_infer(requests()):
+            assert error is None, error
+            results.append(result.as_numpy("OUTPUT")[0][0])
+        assert results == expected_of_sequences(dyna), results
 
 
 def simple_grpc_cudashm_client(client):

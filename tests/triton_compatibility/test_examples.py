@@ -1,6 +1,7 @@
 """The example programs of Triton's clients in Python, C++, Java, JavaScript and Go.
 
-The server has the models of Triton's example repository: five of ONNX, and three of other kinds.
+The server has the models of Triton's example repository, those of sequences rebuilt with ONNX, and
+one of another kind.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from support import onnx_models, triton_clients, triton_models
+from support import onnx_models, stateful_models, triton_clients, triton_models
 from support.triton_calls import expect_error, make_request
 
 from neurona_protos import open_inference_pb2 as pb
@@ -41,11 +42,12 @@ EXAMPLES = [
     "simple_grpc_aio_infer_client",
     "simple_grpc_aio_health_metadata",
     "simple_grpc_aio_string_infer_client",
+    "simple_grpc_sequence_sync_infer_client",
+    "simple_grpc_sequence_stream_infer_client",
+    "simple_grpc_aio_sequence_stream_infer_client",
 ]
 CONTROL = ["simple_grpc_model_control", "simple_grpc_aio_model_control"]
 UNSUPPORTED = {
-    "simple_grpc_sequence_sync_infer_client": "models that do not load",
-    "simple_grpc_sequence_stream_infer_client": "models that do not load",
     "simple_grpc_custom_repeat": "models that do not load",
     "simple_grpc_cudashm_client": "CUDA shared memory",
 }
@@ -88,13 +90,11 @@ def repository(tmp_path_factory):
         root / "simple_identity", triton_models.identities_config("BYTES", [[-1]])
     )
     save_densenet(root / "densenet_onnx")
-    for name, config in (
-        ("simple_sequence", "sequence_batching {}"),
-        ("simple_dyna_sequence", "sequence_batching {}"),
-        ("inception_graphdef", 'platform: "tensorflow_graphdef"'),
-    ):
-        (root / name / "1").mkdir(parents=True)
-        triton_models.write_config(root / name, config)
+    stateful_models.save_simple_sequence(root / "simple_sequence")
+    stateful_models.save_simple_dyna_sequence(root / "simple_dyna_sequence")
+    stateful_models.save_simple_string_dyna_sequence(root / "simple_string_dyna_sequence")
+    (root / "inception_graphdef" / "1").mkdir(parents=True)
+    triton_models.write_config(root / "inception_graphdef", 'platform: "tensorflow_graphdef"')
     return root
 
 

@@ -32,6 +32,10 @@ LARGE_REQUEST, LARGE_RESPONSE = 1 << 20, 64 << 10
 in the transport's thread: writing the classes of a row takes a microsecond for every 20 bytes."""
 
 
+MAX_RETRIES = 3
+"""How often a model is resolved again that another version replaces at that moment."""
+
+
 class Responder(RequestIdentity, Protocol):
     """Delivers the response to one request: a call, or one request of a stream.
 
@@ -47,8 +51,8 @@ class Responder(RequestIdentity, Protocol):
         """The deadline in seconds of the monotonic clock, inf if the caller set none."""
 
     @property
-    def defer(self) -> Defer:
-        """See `Call.defer`."""
+    def defer(self) -> Defer | None:
+        """See `Call.defer`; None outside of the transport's thread."""
 
     def reply(self, response: bytes) -> None: ...
 
@@ -78,6 +82,9 @@ class StepOwner(Protocol):
 
     def check_rows(self, input_types: Mapping[str, TensorType]) -> None:
         """Check the rows of a step, whose inputs fit the model. Raises InvalidArgumentError."""
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Check the values of a step. Raises InvalidArgumentError."""
 
     def new_step(self, *arguments: Any) -> "Submission":
         """Make the request of the arguments of `Submission`."""
@@ -233,7 +240,7 @@ def submit(
     read: Callable[[Model], ParsedRequest],
     responder: Responder,
     workers: WorkerPool,
-    max_retries: int = 3,
+    max_retries: int = MAX_RETRIES,
 ) -> AcceptedRequest | None:
     """Resolve the model, read and check the request, and submit it to the model.
 
@@ -273,7 +280,7 @@ def submit(
             responder.on_cancel(partial(cancellations.append, None))
             workers.submit(partial(prepared.decode_in_worker, cancellations), parsed.nbytes)
             return accepted
-        inputs = parsed.decode()
+        inputs = prepared.decode()
     except (TensorError, NeuronaError) as raised:
         error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
         if model is None:
@@ -308,6 +315,13 @@ class _DecodableRequest:
         self._resolve = resolve
         self._retry = retry
 
+    def decode(self) -> Inputs:
+        """Return the inputs. Raises TensorError and InvalidArgumentError."""
+        inputs = self._parsed.decode()
+        if (session := self._parsed.session) is not None:
+            session.check_inputs(inputs)
+        return inputs
+
     def decode_in_worker(self, cancellations: Sequence[None]) -> None:
         """Decode and submit the request; `cancellations` are not empty once the caller has left."""
         responder = self._responder
@@ -316,7 +330,7 @@ class _DecodableRequest:
                 raise cancellation_error(responder.deadline)
             if self._parsed.deadline <= time.monotonic():
                 raise DeadlineExceededError("deadline exceeded before the request was decoded")
-            inputs = self._parsed.decode()
+            inputs = self.decode()
         except Exception as raised:  # the caller must get an error, not wait in vain
             error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
             _fail(self._accepted.model, error, responder, self._started)

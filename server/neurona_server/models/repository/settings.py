@@ -10,7 +10,7 @@ from pathlib import Path
 
 from neurona_protos.prediction_pb2 import DataType, Task
 from neurona_server.batching.policy import QueuePolicies
-from neurona_server.sequences.implicit_state import SequenceBatching
+from neurona_server.sequences.sequence_batching import SequenceBatching
 
 MODEL_TOML = "model.toml"
 CONFIG_PBTXT = "config.pbtxt"

@@ -16,7 +16,7 @@ from neurona_server.errors import LoadError, quoted
 from neurona_server.models.repository.folder_files import resolve_inside
 from neurona_server.models.repository.settings import DeclaredTensor
 from neurona_server.models.repository.triton_types import DATA_TYPES
-from neurona_server.sequences.implicit_state import (
+from neurona_server.sequences.sequence_batching import (
     ControlInput,
     ControlKind,
     SequenceBatching,
@@ -85,9 +85,15 @@ def read_sequence_batching(folder: Path, config: triton.ModelConfig) -> Sequence
         if any(tensor.output_name == one.output_name for one in states):
             raise LoadError(f"{where}.output_name is {quoted(tensor.output_name)}, as another's")
         states.append(tensor)
-    sequences = SequenceBatching(tuple(controls), tuple(states), idle / 1e6 if idle else None)
+    listed = {tensor.name for tensor in config.output}
+    sequences = SequenceBatching(
+        tuple(controls),
+        tuple(states),
+        idle / 1e6 if idle else None,
+        frozenset(one.output_name for one in states if one.output_name not in listed),
+    )
     for index, tensor_of_callers in enumerate(config.input):
-        if tensor_of_callers.name in sequences.input_names:
+        if tensor_of_callers.name in sequences.hidden_inputs:
             raise LoadError(
                 f"input[{index}].name is {quoted(tensor_of_callers.name)}, an input of "
                 "sequence_batching (expected inputs that callers send)"

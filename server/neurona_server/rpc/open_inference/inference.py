@@ -8,7 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
-from neurona_server.errors import InvalidArgumentError
+from neurona_server.batching.request import Inputs
+from neurona_server.errors import InvalidArgumentError, NeuronaError
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import (
@@ -29,10 +30,12 @@ from neurona_server.rpc.open_inference.infer_message import (
 )
 from neurona_server.rpc.open_inference.inputs import (
     count_shared_bytes,
+    describe_arrays,
     describe_inputs,
     explain_mismatch,
     find_input_slices,
     has_typed_contents,
+    hidden_inputs,
     is_slow,
     read_inputs,
 )
@@ -44,10 +47,18 @@ from neurona_server.rpc.open_inference.messages import (
 )
 from neurona_server.rpc.open_inference.outputs import InferResponseWriter, read_requested_outputs
 from neurona_server.rpc.open_inference.regions import RegionUse
+from neurona_server.rpc.open_inference.sequence_parameters import (
+    StepParameters,
+    missing_id_error,
+    read_step_parameters,
+)
+from neurona_server.rpc.open_inference.sequences import SequenceKey, Sequences, SequenceStep
 from neurona_server.rpc.open_inference.shared_memory import REGION, SharedMemoryService
 from neurona_server.rpc.open_inference.streaming import InferStream, PendingResponse
 from neurona_server.rpc.security.access import Grant, Right, visible_models
+from neurona_server.rpc.sessions import SessionStore
 from neurona_server.rpc.submission import (
+    MAX_RETRIES,
     AcceptedRequest,
     ParsedRequest,
     Responder,
@@ -80,6 +91,7 @@ class InferenceService:
         limits: Limits,
         workers: WorkerPool,
         memory_workers: WorkerPool,
+        sessions: SessionStore,
         *,
         typed_responses: bool,
     ) -> None:
@@ -94,6 +106,7 @@ class InferenceService:
         self._registry = registry
         self._metrics = metrics
         self._memory = memory
+        self._sequences = Sequences(sessions)
 
     def methods(self, prefix: str) -> Methods:
         return {
@@ -147,6 +160,56 @@ class InferenceService:
         *,
         streamed: bool = False,
     ) -> AcceptedRequest | None:
+        """Submit a request, or let it wait for its turn in its sequence."""
+        message = parsed.request
+        if not message.parameters:  # most have none
+            return self._submit_parsed(parsed, responder, grant, streamed=streamed)
+        try:
+            parameters = read_step_parameters(message)
+            if parameters is not None:
+                return self._submit_step(parsed, parameters, responder, grant, streamed=streamed)
+        except NeuronaError as error:
+            self._metrics.unresolved[error.outcome].inc()
+            self._metrics.record_rejection(error)
+            responder.fail(error)
+            return None
+        return self._submit_parsed(parsed, responder, grant, streamed=streamed)
+
+    def _submit_step(
+        self,
+        parsed: InferMessage,
+        parameters: StepParameters,
+        responder: Responder,
+        grant: Grant,
+        *,
+        streamed: bool,
+    ) -> AcceptedRequest | None:
+        """Submit a step of a sequence, now or in its turn. Raises NeuronaError."""
+        message = parsed.request
+        registry = visible_models(self._registry, grant)
+        name, version = message.model_name, message.model_version
+        grant.check_model(name, (name,))  # a sequence goes on with a model that was removed
+
+        def run(step: SequenceStep) -> AcceptedRequest | None:
+            return self._submit_parsed(parsed, step, grant, step, streamed=streamed)
+
+        return self._sequences.add(
+            SequenceKey(grant.name, name, version, parameters.sequence_id),
+            parameters,
+            responder,
+            partial(resolve_model, registry, name, version),
+            run,
+        )
+
+    def _submit_parsed(
+        self,
+        parsed: InferMessage,
+        responder: Responder,
+        grant: Grant,
+        step: SequenceStep | None = None,
+        *,
+        streamed: bool,
+    ) -> AcceptedRequest | None:
         message = parsed.request
         use = None
         if any(REGION in one.parameters for one in message.inputs) or any(
@@ -154,7 +217,11 @@ class InferenceService:
         ):
             responder = use = RegionUse(responder, self._memory.regions)
         registry = visible_models(self._registry, grant)
-        resolve = partial(resolve_model, registry, message.model_name, message.model_version)
+        resolve: Callable[[], Model] = partial(
+            resolve_model, registry, message.model_name, message.model_version
+        )
+        if step is not None:  # a sequence stays on its version
+            resolve = step.resolve
 
         def read(model: Model) -> ParsedRequest:
             self._limits.check(message)
@@ -162,7 +229,13 @@ class InferenceService:
                 message, responder.deadline, model.batcher.policy.queue_policies
             )
             outputs = read_requested_outputs(message, model, self._memory, grant.name)
-            described = describe_inputs(message, model)
+            sent = described = describe_inputs(message, model)
+            server_inputs: Inputs = {}
+            if step is not None:
+                server_inputs = step.session.step_inputs(sent, step.parameters)
+                described = {**sent, **describe_arrays(model, server_inputs)}
+            elif hidden_inputs(model):
+                raise missing_id_error(model.name)
             slices = find_input_slices(message, self._memory, grant.name) if use else {}
             if use:
                 use.hold([*slices.values(), *[output.region_slice for output in outputs]])
@@ -172,10 +245,11 @@ class InferenceService:
                 partial(
                     read_inputs,
                     parsed,
-                    described,
+                    sent,
                     slices,
                     max_bytes,
                     self._limits,
+                    server_inputs,
                 ),
                 InferResponseWriter(
                     model.name,
@@ -191,14 +265,16 @@ class InferenceService:
                 parameters.priority,
                 parsed.size + count_shared_bytes(message),
                 self._limits,
-                partial(is_slow, parsed, described, slices, self._limits),
-                partial(explain_mismatch, model, described),
+                partial(is_slow, parsed, sent, slices, self._limits),
+                partial(explain_mismatch, model, sent),
                 parameters.queue_timeout,
                 writes_to_device=use is not None and any(one.is_on_device for one in outputs),
+                session=None if step is None else step.session,
             )
 
         workers = self._memory_workers if use else self._workers
-        return submit(self._metrics, resolve, read, responder, workers)
+        retries = MAX_RETRIES if step is None else 0
+        return submit(self._metrics, resolve, read, responder, workers, retries)
 
     def _infer(self, call: Call) -> None:
         self.submit_message(call.request, call, call.grant)

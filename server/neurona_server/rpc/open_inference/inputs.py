@@ -37,11 +37,17 @@ def describe_inputs(message: ModelInferRequest, model: Model) -> dict[str, Tenso
     """
     signature = model.signature
     expected = {spec.name: spec.dtype for spec in (*signature.inputs, *signature.optional)}
+    hidden = hidden_inputs(model)
     described: dict[str, TensorType] = {}
     for tensor in message.inputs:
         name = tensor.name
         if name in described:
             raise InvalidArgumentError(f"duplicate input {quoted(name)}")
+        if name in hidden:
+            raise InvalidArgumentError(
+                f"unexpected inference input {quoted(name)} for model {model.name!r}: the server "
+                "fills it in, for the steps of sequences"
+            )
         datatype = parse_datatype(tensor.datatype, name)
         if datatype != expected.get(name, datatype):
             raise InvalidArgumentError(
@@ -50,6 +56,22 @@ def describe_inputs(message: ModelInferRequest, model: Model) -> dict[str, Tenso
             )
         described[name] = (datatype, tuple(tensor.shape))
     return described
+
+
+def hidden_inputs(model: Model) -> frozenset[str]:
+    """Return the inputs that the server fills in for steps of sequences; most models have none."""
+    declared = model.settings.sequences
+    return frozenset() if declared is None else declared.hidden_inputs
+
+
+def describe_arrays(model: Model, arrays: Inputs) -> dict[str, TensorType]:
+    """Return the datatype and shape of inputs that the server fills in, by name."""
+    signature = model.signature
+    return {
+        spec.name: (spec.dtype, arrays[spec.name].shape)
+        for spec in (*signature.inputs, *signature.optional)
+        if spec.name in arrays
+    }
 
 
 def explain_mismatch(
@@ -61,10 +83,16 @@ def explain_mismatch(
     `error` is the signature's.
     """
     signature = model.signature
+    hidden = hidden_inputs(model)
     reason = _DTYPE.sub(lambda match: _DATATYPES_OF_V1[match[0]], str(error))
-    required, names = [spec.name for spec in signature.inputs], [*described]
+    required = [spec.name for spec in signature.inputs if spec.name not in hidden]
+    names = [*described]
     missing = [name for name in required if name not in described]
-    specs = {spec.name: spec for spec in (*signature.inputs, *signature.optional)}
+    specs = {
+        spec.name: spec
+        for spec in (*signature.inputs, *signature.optional)
+        if spec.name not in hidden
+    }
     unknown = [name for name in names if name not in specs]
     if missing and not (unknown and len(required) <= len(names) <= len(specs)):
         return InvalidArgumentError(
@@ -181,11 +209,12 @@ def read_inputs(
     slices: Mapping[str, RegionSlice],
     max_bytes: int,
     limits: Limits,
+    server_inputs: Inputs,
 ) -> Inputs:
     """Return the arrays of inputs that fit the model's signature.
 
     Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory, for
-    the inputs in `slices`.
+    the inputs in `slices`. Those that the server fills in are among them.
 
     Raises:
         InvalidArgumentError: There is too little or too much data, or data in several places.
@@ -236,6 +265,7 @@ def read_inputs(
             f"the request has {raw_count} raw_input_contents (expected {raw_used}, one for each "
             "input that is not in shared memory)"
         )
+    arrays.update(server_inputs)
     return arrays
 
 

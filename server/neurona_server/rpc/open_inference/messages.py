@@ -19,7 +19,6 @@ from neurona_server.errors import (
     InvalidArgumentError,
     NeuronaError,
     NotFoundError,
-    UnsupportedError,
     quoted,
 )
 from neurona_server.models.lifecycle.registry import Registry
@@ -161,7 +160,6 @@ def read_request_parameters(
 
     Raises:
         InvalidArgumentError: A parameter has the wrong type or value, or a reserved name.
-        UnsupportedError: The request is one of a stateful sequence.
     """
     number, seconds = 0, math.inf
     if message.parameters:  # most have none
@@ -170,12 +168,6 @@ def read_request_parameters(
                 number = read_unsigned_parameter(name, value)
             elif name == "timeout":
                 seconds = (read_unsigned_parameter(name, value) or math.inf) / 1e6
-            elif name in ("sequence_id", "sequence_start", "sequence_end"):
-                if getattr(value, value.WhichOneof("parameter_choice") or "bool_param"):
-                    raise UnsupportedError(
-                        f"parameter {name!r}: stateful sequences are not supported; send the "
-                        "request without sequence_id, or with 0"
-                    )
             elif name.startswith(_RESERVED_PREFIX) and name != _EMPTY_FINAL_RESPONSE:
                 raise InvalidArgumentError(
                     f"parameter keys starting with {_RESERVED_PREFIX!r} are reserved for Triton "

@@ -1,7 +1,7 @@
 """The methods that describe the server and its models, and report whether they are ready."""
 
 import importlib.metadata
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from typing import TypeVar
 
 from neurona_protos import open_inference_pb2 as pb
@@ -11,6 +11,7 @@ from neurona_protos.model_config_pb2 import (
     ModelInput,
     ModelInstanceGroup,
     ModelOutput,
+    ModelSequenceBatching,
     ModelVersionPolicy,
 )
 from neurona_protos.prediction_pb2 import State, Task
@@ -22,6 +23,7 @@ from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.models.repository.unusable import MODEL_FILE
 from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Methods
+from neurona_server.rpc.open_inference.inputs import hidden_inputs
 from neurona_server.rpc.open_inference.messages import (
     DATATYPE_NAMES,
     config_datatype,
@@ -29,6 +31,7 @@ from neurona_server.rpc.open_inference.messages import (
     unary_method,
 )
 from neurona_server.rpc.security.access import Grant, Right, visible_models
+from neurona_server.rpc.sessions import SessionLimits
 
 NAME = "neurona"
 PLATFORM = "onnxruntime_onnx"
@@ -42,6 +45,7 @@ EXTENSIONS = (
     "parameters",
     "statistics",
     "logging",
+    "sequence",
 )
 PRIORITY_LEVELS = 3
 DEFAULT_PRIORITY_LEVEL = 2
@@ -68,6 +72,7 @@ class MetadataService:
         registry: Registry,
         ready: Callable[[], bool],
         versions: VersionPolicy,
+        sessions: SessionLimits,
         *,
         shared_memory: bool,
         cuda_shared_memory: bool,
@@ -78,12 +83,14 @@ class MetadataService:
             registry: The loaded models.
             ready: Returns whether the server as a whole is ready.
             versions: The policy of models that have none of their own.
+            sessions: The limits of sequences.
             shared_memory: Whether that extension is on.
             cuda_shared_memory: Whether that extension is on, and a GPU is there.
         """
         self._registry = registry
         self._ready = ready
         self._versions = versions
+        self._sessions = sessions
         self._extensions = [*EXTENSIONS]
         self._extensions += ["system_shared_memory"] if shared_memory else []
         self._extensions += ["cuda_shared_memory"] if cuda_shared_memory else []
@@ -138,20 +145,28 @@ class MetadataService:
                 if version.state == State.STATE_READY
             ],
             platform=PLATFORM,
-            inputs=[_tensor_metadata(spec) for spec in (*signature.inputs, *signature.optional)],
-            outputs=[_tensor_metadata(spec) for spec in signature.outputs],
+            inputs=[
+                _tensor_metadata(spec)
+                for spec in _callers_inputs(model, (*signature.inputs, *signature.optional))
+            ],
+            outputs=[_tensor_metadata(spec) for spec in _callers_outputs(model)],
             properties=_properties(model),
         )
 
     def _model_config(self, message: pb.ModelConfigRequest, grant: Grant) -> pb.ModelConfigResponse:
         model = resolve_model(visible_models(self._registry, grant), message.name, message.version)
-        return pb.ModelConfigResponse(config=model_config(model, self._versions))
+        return pb.ModelConfigResponse(config=model_config(model, self._versions, self._sessions))
 
 
-def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
+def model_config(
+    model: Model, versions: VersionPolicy, sessions: SessionLimits | None = None
+) -> ModelConfig:
     """Return the configuration of a loaded model: what its config.pbtxt says, completed.
 
-    `versions` is the policy of a model that has none of its own.
+    Args:
+        model: The model.
+        versions: The policy of a model that has none of its own.
+        sessions: The limits of its sequences; None: the defaults.
     """
     signature = model.signature
     config = ModelConfig.FromString(model.settings.triton_config)
@@ -163,15 +178,34 @@ def model_config(model: Model, versions: VersionPolicy) -> ModelConfig:
     if signature.batched:
         config.max_batch_size = model.batcher.cost_model.batch_sizes[-1]
     rows = config.max_batch_size
-    _complete_tensors(config.input, [_input(spec, rows) for spec in signature.inputs])
-    _complete_tensors(config.input, [_input(s, 0, optional=True) for s in signature.optional])
-    _complete_tensors(config.output, [_output(spec, rows) for spec in signature.outputs])
+    inputs = _callers_inputs(model, signature.inputs)
+    optional = _callers_inputs(model, signature.optional)
+    _complete_tensors(config.input, [_input(spec, rows) for spec in inputs])
+    _complete_tensors(config.input, [_input(spec, 0, optional=True) for spec in optional])
+    _complete_tensors(config.output, [_output(spec, rows) for spec in _callers_outputs(model)])
     _complete_instances(config, model)
     config.default_model_filename = model.settings.model_file or MODEL_FILE
     config.model_transaction_policy.decoupled = False
-    if signature.batched:
+    if config.HasField("sequence_batching") or model.state_codec is not None:
+        _complete_sequences(
+            config.sequence_batching, model.batcher.policy, sessions or SessionLimits()
+        )
+    elif signature.batched:
         _complete_batching(config.dynamic_batching, model.batcher.policy)
     return config
+
+
+def _callers_inputs(model: Model, specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Return those inputs that callers send."""
+    hidden = hidden_inputs(model)
+    return [spec for spec in specs if spec.name not in hidden]
+
+
+def _callers_outputs(model: Model) -> list[TensorSpec]:
+    """Return the outputs that callers get."""
+    declared = model.settings.sequences
+    hidden = frozenset() if declared is None else declared.hidden_outputs
+    return [spec for spec in model.signature.outputs if spec.name not in hidden]
 
 
 def _complete_tensors(declared: MutableSequence[Tensor], from_model: Sequence[Tensor]) -> None:
@@ -215,6 +249,16 @@ def _complete_batching(batching: ModelDynamicBatching, policy: BatchPolicy) -> N
     # never holds more requests than it says.
     queue_policy = batching.default_queue_policy
     queue_policy.max_queue_size = queue_policy.max_queue_size or policy.max_queue_rows
+
+
+def _complete_sequences(
+    batching: ModelSequenceBatching, policy: BatchPolicy, sessions: SessionLimits
+) -> None:
+    if not batching.max_sequence_idle_microseconds:
+        batching.max_sequence_idle_microseconds = round(sessions.idle_timeout * 1e6)
+    if batching.WhichOneof("strategy_choice") is None:  # any sequences share a batch
+        batching.oldest.max_candidate_sequences = sessions.max_sessions
+        batching.oldest.max_queue_delay_microseconds = round(policy.max_delay * 1e6)
 
 
 def _version_policy(policy: VersionPolicy) -> ModelVersionPolicy:

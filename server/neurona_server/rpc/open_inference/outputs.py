@@ -76,9 +76,12 @@ def read_requested_outputs(
         NotAllowedError, NotFoundError: See `SharedMemoryService.find_slice`.
     """
     specs = model.signature.outputs
-    if not message.outputs:
-        return [RequestedOutput(index, spec) for index, spec in enumerate(specs)]
     indices = {spec.name: index for index, spec in enumerate(specs)}
+    if (declared := model.settings.sequences) is not None:
+        for name in declared.hidden_outputs:
+            del indices[name]
+    if not message.outputs:
+        return [RequestedOutput(index, specs[index]) for index in indices.values()]
     requested: dict[str, RequestedOutput] = {}
     for output in message.outputs:
         name = output.name

@@ -324,7 +324,7 @@ class RegionUse:
         return self._responder.deadline
 
     @property
-    def defer(self) -> Defer:
+    def defer(self) -> Defer | None:
         return self._responder.defer
 
     def hold(self, slices: Iterable[RegionSlice | None]) -> None:

@@ -18,6 +18,7 @@ from neurona_server.rpc.open_inference.repository import RepositoryService
 from neurona_server.rpc.open_inference.settings import SettingsService
 from neurona_server.rpc.open_inference.shared_memory import SharedMemoryService
 from neurona_server.rpc.open_inference.statistics import StatisticsService
+from neurona_server.rpc.sessions import SessionStore
 from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 
@@ -39,6 +40,7 @@ class OpenInference:
         typed_responses: bool = False,
         limits: Limits | None = None,
         workers: WorkerPool | None = None,
+        sessions: SessionStore | None = None,
     ) -> None:
         """Make the service.
 
@@ -54,8 +56,10 @@ class OpenInference:
             typed_responses: Whether requests with typed contents have responses with them too.
             limits: Limits of requests.
             workers: Threads for what takes too long for the transport's; by default new ones.
+            sessions: Keeps the states of sequences; by default a new one.
         """
         limits, workers = limits or Limits(), workers or WorkerPool()
+        sessions = sessions or SessionStore()
         regions = Regions(enabled=shared_memory)
         self.memory = SharedMemoryService(regions)
         cuda_memory = CudaSharedMemory(regions)
@@ -66,6 +70,7 @@ class OpenInference:
                 registry,
                 ready,
                 versions,
+                sessions.limits,
                 shared_memory=shared_memory,
                 cuda_shared_memory=cuda_memory.is_available,
             ),
@@ -76,6 +81,7 @@ class OpenInference:
                 limits,
                 workers,
                 cuda_memory.workers or workers,
+                sessions,
                 typed_responses=typed_responses,
             ),
             StatisticsService(registry),

@@ -262,8 +262,17 @@ def changed(change, message=None):
             "parameter 'sequence_id': stateful sequences are not supported",
         ),
         (with_parameter("sequence_id", "string_param", "a"), "UNIMPLEMENTED", "'sequence_id'"),
-        (with_parameter("sequence_start", "bool_param", True), "UNIMPLEMENTED", "sequence_start"),
-        (with_parameter("sequence_end", "bool_param", True), "UNIMPLEMENTED", "'sequence_end'"),
+        (
+            with_parameter("sequence_start", "bool_param", True),
+            "INVALID_ARGUMENT",
+            "must specify a non-zero or non-empty correlation ID",
+        ),
+        (with_parameter("sequence_end", "bool_param", True), "INVALID_ARGUMENT", "is missing, 0"),
+        (
+            with_parameter("sequence_id", "bool_param", True),
+            "INVALID_ARGUMENT",
+            "invalid value type for 'sequence_id' parameter, expected int64_param or string_param",
+        ),
         (
             with_parameter("triton_final_response", "bool_param", True),
             "INVALID_ARGUMENT",

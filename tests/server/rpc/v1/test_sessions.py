@@ -21,7 +21,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
-from neurona_server.rpc.sessions import SessionLimits
+from neurona_server.rpc.sessions import SessionLimits, SessionStore
 from neurona_server.rpc.v1 import sessions
 from neurona_server.sequences.state_bytes import SequenceState
 
@@ -188,9 +188,7 @@ def test_sessions_and_whole_sequences_share_runs(make_server, expected):
     request = PredictRequest(model="lstm", inputs=[steps], raw_outputs=True)
     for sent in range(8):
         futures = [server.prediction.Predict.future(request, timeout=30) for _ in range(4)]
-        assert_equal(
-            answer(caller.ask(whole[:, sent : sent + 1])), expected(whole[:, : sent + 1])
-        )
+        assert_equal(answer(caller.ask(whole[:, sent : sent + 1])), expected(whole[:, : sent + 1]))
         for future in futures:
             outputs = [to_array(tensor) for tensor in future.result().outputs]
             assert_equal(outputs, expected(whole))
@@ -335,7 +333,7 @@ def test_a_caller_that_leaves_frees_its_session_and_its_step(make_server, wait_u
 
 
 def test_an_idle_session_ends_and_its_caller_gets_the_state(make_server, expected):
-    server = make_server(sessions=SessionLimits(idle_timeout=0.2))
+    server = make_server(sessions=SessionStore(SessionLimits(idle_timeout=0.2)))
     whole = sequence(13)
     caller = Caller(server)
     caller.ask(whole[:, :3])
@@ -350,7 +348,7 @@ def test_an_idle_session_ends_and_its_caller_gets_the_state(make_server, expecte
 
 
 def test_the_session_idle_longest_makes_room(make_server):
-    server = make_server(sessions=SessionLimits(max_sessions=2, idle_timeout=5.0))
+    server = make_server(sessions=SessionStore(SessionLimits(2, idle_timeout=5.0)))
     oldest, other = Caller(server), Caller(server)
     for one in (oldest, other):
         one.ask(sequence(14))
