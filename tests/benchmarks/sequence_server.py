@@ -11,11 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from neurona_server.sequences.ragged import LengthGroup
-
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request
 from neurona_server.cli import main
+from neurona_server.sequences.ragged import LengthGroup
 
 SERVER, PADDED, CLOSED = "server", "padded", "closed"
 
