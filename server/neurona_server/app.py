@@ -164,6 +164,7 @@ class App:
                 typed_responses=config.typed_responses,
                 limits=limits,
                 workers=workers,
+                sessions=self._sessions,
             ).methods(),
             **self._health.methods(),
         }

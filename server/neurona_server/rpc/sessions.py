@@ -6,7 +6,7 @@ whole sequences. A session has one step in flight at a time. It stays on the mod
 began with, also when another one replaces that. Without steps it ends after a while, and the one
 idle longest ends when there are too many: no session has a thread or a timer of its own.
 
-It is one file since a session and the store share one lock: so many sessions have none of their own.
+It is one file since sessions have no lock of their own, but share the one of their store.
 """
 
 import logging

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from support.in_process_server import InProcessServer
-from support.recurrent_models import CLASSES, FEATURES, RecurrentModel, save_recurrent
+from support.recurrent_models import FEATURES, RecurrentModel, save_recurrent
 
 from neurona_protos.prediction_pb2 import (
     DescribeModelRequest,
@@ -127,7 +127,7 @@ def expected(root):
     return lambda steps: session.run(None, {"steps": steps})
 
 
-def assert_equal(outputs, expected_outputs, steps=None):
+def assert_equal(outputs, expected_outputs):
     last, every = outputs
     np.testing.assert_allclose(last, expected_outputs[0], rtol=1e-5, atol=1e-6)
     own = expected_outputs[1][:, -every.shape[1] :]
@@ -454,12 +454,7 @@ def test_a_caller_that_reads_nothing_is_not_read_on(make_server, monkeypatch, wa
     sent = taken._value
     assert steps < 20 * count / 4
     assert sent < count / 2
-    received = 0
-    for response in responses:
-        received += 1
-        assert response.id == received
-        if received == 200:
-            break
+    assert [next(responses).id for _ in range(200)] == [*range(1, 201)]
     responses.cancel()
     wait_until(lambda: server.count("sessions_open", **VERSION) == 0)
 
