@@ -1,6 +1,7 @@
 """Batches: requests that run together, their joined inputs and the outputs of each.
 
-It also splits a request that is larger than a batch into parts.
+It also splits a request that is larger than a batch. It is one file since joining and splitting
+must agree.
 """
 
 import logging
@@ -89,7 +90,7 @@ class Batch:
     """None before the first one."""
 
     slots: "RequestSlots | None" = None
-    """Where its requests are, if this is one of several runs that they need."""
+    """Where its requests are, if they need several runs."""
 
     # Not set before it runs: they would make every batch slower.
     estimate: Any = field(init=False)
@@ -354,13 +355,12 @@ class RowJoiner(Protocol):
 class RequestSlots(RowJoiner, Protocol):
     """Requests that need several runs each: others join them before a run, and leave after it.
 
-    They belong to one thread at a time. `split` returns the outputs of the requests that have ended
-    with the run, which `pop_ended` returns.
+    They belong to one thread. `split` returns the outputs of the requests in `pop_ended`.
     """
 
     @property
     def requests(self) -> Sequence[Request]:
-        """All requests in the slots; some may be finished."""
+        """All in the slots; some may be finished."""
 
     @property
     def room(self) -> int:
@@ -370,7 +370,7 @@ class RequestSlots(RowJoiner, Protocol):
         """Return, once, the requests that have ended with the run that was split last."""
 
     def add(self, requests: Sequence[Request]) -> bool:
-        """Have requests of a batch join, or return False if they must run in another way."""
+        """Have requests join; return False if they must run in another way."""
 
     def next_requests(self, max_rows: int) -> list[Request]:
         """Return the requests of the next run; finished requests leave their slots."""

@@ -292,7 +292,7 @@ class SequenceSlots:
         self._runs += 1
         self._drop_plan()
         self._on_run(run_rows * steps, int(counts.sum()))
-        ended = [plan.entries[i] for i in np.flatnonzero(left[plan.starts] == 0)]
+        ended = [plan.entries[i] for i in np.flatnonzero(left[plan.starts] == 0).tolist()]
         self._ended = [entry.request for entry in ended]
         parts = self._collect(outputs, plan, ended) if ended else []
         self._release(ended)
@@ -309,7 +309,7 @@ class SequenceSlots:
         entries = [self._by_request[request] for request in requests]
         lengths = [len(entry.rows) for entry in entries]
         rows = np.concatenate([entry.rows for entry in entries])
-        starts = np.cumsum(lengths) - lengths
+        starts = np.cumsum([0, *lengths[:-1]])
         left = self._left[rows]
         steps = self._choose_steps(left)
         counts = np.minimum(left, steps).astype(np.int32)
@@ -332,10 +332,8 @@ class SequenceSlots:
             costs = np.array([self._cost(rows, LengthGroup(self._base, k)) for k in CHUNK_STEPS])
             costs += self._overhead
             self._chunk_costs[rows] = costs
-        useful = np.minimum(left[:, None], _STEPS).sum(axis=0)
-        rates = useful / costs
-        best = int((rates >= PREFERRED_RATE * rates.max()).argmax())
-        return min(CHUNK_STEPS[best], int(left.max()))
+        steps, _ = _most_in_a_second(left, costs)
+        return min(steps, int(left.max()))
 
     def _note_turn(self) -> None:
         """Learn the time between two runs, if one has just ended."""
@@ -526,6 +524,24 @@ class SequenceSlots:
         present = self._by_request
         self._entries = [entry for entry in self._entries if entry.request in present]
         self._drop_plan()
+
+
+def choose_chunk(left: Ints, cost: Callable[[int], float], overhead: float) -> tuple[int, float]:
+    """Return the steps of a run of rows that have so many left, and the steps done in a second.
+
+    Args:
+        left: The steps that each row has left.
+        cost: Returns the seconds of a run by its steps.
+        overhead: Seconds between two runs.
+    """
+    return _most_in_a_second(left, np.array([cost(k) + overhead for k in CHUNK_STEPS]))
+
+
+def _most_in_a_second(left: Ints, seconds: NDArray[np.float64]) -> tuple[int, float]:
+    useful = np.minimum(left[:, None], _STEPS).sum(axis=0)
+    rates = useful / seconds
+    best = int((rates >= PREFERRED_RATE * rates.max()).argmax())
+    return CHUNK_STEPS[best], float(rates[best])
 
 
 def merge_all_lengths(leader: Hashable, rows: Mapping[Hashable, int], _: int) -> Sequence[Hashable]:
