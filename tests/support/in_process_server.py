@@ -125,7 +125,7 @@ class InProcessServer:
         control = control or (self.reconciler if explicit else None)
         self.control_calls = None if control is None else ControlCalls(control)
         self.workers = WorkerPool()
-        self.sessions = sessions or SessionStore()
+        self.sessions = SessionStore() if sessions is None else sessions
         self.open_inference = OpenInference(
             self.registry,
             self.metrics,
