@@ -61,34 +61,42 @@ class RewrittenGraph:
     stateless_reason: str
 
 
-def read_model(content: bytes, external: Mapping[str, bytes]) -> "ModelProto":
-    """Return a model with its external data inside.
-
-    Args:
-        content: The ONNX file.
-        external: The contents of the files with its external data, by location.
+def read_model(content: bytes) -> "ModelProto":
+    """Return a model.
 
     Raises:
         NotRewrittenError: It is no model of onnx's version of the format.
     """
     import onnx
 
-    model = onnx.ModelProto()
     try:
-        model.ParseFromString(content)
+        return onnx.ModelProto.FromString(content)
     except Exception as error:  # of protobuf, of several classes
         raise NotRewrittenError("its file cannot be read by onnx") from error
+
+
+def with_external_data(content: bytes, external: Mapping[str, bytes]) -> bytes:
+    """Return a model with its external data inside.
+
+    Args:
+        content: The ONNX file.
+        external: The contents of the files with its external data, by location.
+    """
+    if not external:
+        return content
+    import onnx
+
+    model = onnx.ModelProto.FromString(content)
     for tensor in model.graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        data = external[entries["location"]]
         start = int(entries.get("offset", 0))
         stop = start + int(entries["length"]) if "length" in entries else None
-        tensor.raw_data = data[start:stop]
+        tensor.raw_data = external[entries["location"]][start:stop]
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
-    return model
+    return model.SerializeToString()
 
 
 def recurrent_nodes(graph: "GraphProto") -> list["NodeProto"]:
