@@ -20,7 +20,8 @@ RUN_SECONDS = "neurona_run_duration_seconds"
 def model_dashboard() -> Dashboard:
     return dashboard(
         "Model",
-        "One model and its versions: rate, latency, batches, queue, shadow, loads, devices.",
+        "One model and its versions: rate, latency, batches, queue, sessions, shadow, loads, "
+        "devices.",
         [
             job_variable(),
             instance_variable(),
@@ -33,6 +34,7 @@ def model_dashboard() -> Dashboard:
             _latency(),
             _batching(),
             _queue(),
+            _sequences(),
             _shadow(),
             _loading(),
             _devices(),
@@ -372,6 +374,41 @@ def _queue() -> Row:
                     "version {{version}}",
                 ),
                 unit="reqps",
+                width=6,
+            ),
+        ],
+    )
+
+
+def _sequences() -> Row:
+    return Row(
+        "Sequences and sessions",
+        [
+            time_series(
+                "Open sessions",
+                "Sequences that callers of a recurrent model send step by step, and whose state "
+                "the server keeps. At max_sessions the one idle longest ends for a new one.",
+                query(
+                    f"sum by (version) (neurona_sessions_open{{{VERSION}}})", "version {{version}}"
+                ),
+                unit="none",
+                width=6,
+            ),
+            time_series(
+                "Steps of sessions",
+                "Steps that were answered, per second.",
+                query(
+                    rate("neurona_session_steps_total", VERSION, "version"), "version {{version}}"
+                ),
+                unit="ops",
+                width=6,
+            ),
+            time_series(
+                "Sessions ended by the server",
+                "idle: without a step for session_idle_timeout_s. full: ended for a new one; "
+                "raise max_sessions, or add replicas. unloaded: its version was replaced.",
+                query(rate("neurona_sessions_evicted_total", VERSION, "reason"), "{{reason}}"),
+                unit="ops",
                 width=6,
             ),
         ],

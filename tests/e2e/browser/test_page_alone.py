@@ -112,6 +112,23 @@ def test_shares_and_percentiles_are_computed_like_prometheus(browser, site):
     assert "25 % of requests" in browser.text("tbody .model")
 
 
+def test_open_sessions_are_shown(browser, site, screenshot):
+    for name in ("lstm", "mlp"):
+        site.versions.append(VersionInfo(name, 1, "ready", [], True, 1.0))
+        site.metrics.for_version(name, 1).record_request("ok", 0.004)
+    site.metrics.for_version("lstm", 1).sessions.open_sessions.set(1234)
+    browser.open(site.url)
+    browser.wait_until("document.querySelectorAll('tbody .tag').length === 1")
+    assert browser.text("tbody .tag") == "1,234 sessions"
+    assert "1,234 open sessions" in browser.text("#tile-requests")
+    screenshot("sessions")
+    site.metrics.for_version("lstm", 1).sessions.open_sessions.set(1)
+    browser.wait_until("document.querySelector('tbody .tag').innerText === '1 session'")
+    assert "1 open session" in browser.text("#tile-requests")
+    site.metrics.for_version("lstm", 1).sessions.open_sessions.set(0)
+    browser.wait_until("document.querySelectorAll('tbody .tag').length === 0")
+
+
 def test_the_page_works_with_keyboard_and_screen_reader(browser, site):
     for name in ("b", "a", "c"):
         site.versions.append(VersionInfo(name, 1, "ready", ["latest"]))

@@ -176,7 +176,7 @@ def _run_stages(
         except ExportError as error:
             errors.append(error)
     if arguments.report:
-        lines.append(write_report(arguments, trained, files, seconds, path))
+        lines.append(write_report(arguments, trained, model, files, seconds, path))
     logged_files = [path, *([report_path(path)] if arguments.report else [])]
     result = trained.fit_result
     tracker.log_results(result.history, trained.metrics, logged_files, result.best_epoch)
@@ -537,6 +537,7 @@ def write_baseline(arguments: Arguments, trained: TrainedModel, loaded: LoadedUs
 def write_report(
     arguments: Arguments,
     trained: TrainedModel,
+    model: bytes,
     files: Mapping[str, tuple[int, ModelMetadata]],
     seconds: float,
     path: Path,
@@ -559,6 +560,7 @@ def write_report(
         files=files,
         seconds=seconds,
         populations=trained.populations,
+        model=model,
     )
     page = report_path(path)
     write_file(render_page(results).encode(), page)

@@ -19,6 +19,7 @@ preferred_stimuli     bars and edges that the cells of a neocognitron prefer
 feature_maps          maps, receptive fields and favourite patches of deeper layers
 grad_cam              where an image network looks
 gates                 the gates of recurrent networks over time
+latency               how long the file takes for sequences of each length
 model_card            use, data, quality and limits of the model
 drawing               colours, figures and sections that all share
 results               what a report is about

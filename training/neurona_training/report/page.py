@@ -19,6 +19,7 @@ from neurona_training.report.glossary import FirstUse
 from neurona_training.report.grad_cam import grad_cam_section
 from neurona_training.report.importance import importance_section
 from neurona_training.report.input_numbers import input_numbers_section
+from neurona_training.report.latency import latency_section
 from neurona_training.report.model_card import model_card_section
 from neurona_training.report.preferred_stimuli import preferred_stimuli_section
 from neurona_training.report.results import RunResults
@@ -80,6 +81,7 @@ def _sections(results: RunResults) -> Iterator[Section | None]:
     yield feature_maps_section(results)
     yield grad_cam_section(results)
     yield gates_section(results)
+    yield latency_section(results)
     yield _variants_section(results)
     yield model_card_section(results)
     yield _provenance_section(results.metadata.provenance)

@@ -40,6 +40,7 @@ class RunResults:
         files: by variant, float32 first: the file's bytes and its metadata.
         seconds: from data to file.
         populations: how validation and test rows compare.
+        model: the bytes of its ONNX file; empty if there is none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RunResults:
     files: Mapping[str, tuple[int, ModelMetadata]]
     seconds: float
     populations: Populations | None = None
+    model: bytes = b""
 
     @cached_property
     def predictions(self) -> NDArray[Any]:

@@ -12,7 +12,7 @@ function takeSnapshot(samples, at) {
     if (!version) {
       version = {
         key, model, version: number, state: "", labels: [], outcomes: new Map(), bounds: [], counts: [],
-        rows: 0, runs: 0, queue: 0, oldest: 0, problem: false, degraded: false, provider: "",
+        rows: 0, runs: 0, queue: 0, oldest: 0, sessions: 0, problem: false, degraded: false, provider: "",
       };
       versions.set(key, version);
     }
@@ -35,6 +35,7 @@ function takeSnapshot(samples, at) {
   for (const { labels, value } of samplesOf("neurona_batch_rows_count")) versionOf(labels).runs = value;
   for (const { labels, value } of samplesOf("neurona_queue_rows")) versionOf(labels).queue = value;
   for (const { labels, value } of samplesOf("neurona_queue_oldest_seconds")) versionOf(labels).oldest = value;
+  for (const { labels, value } of samplesOf("neurona_sessions_open")) versionOf(labels).sessions = value;
   const processes = new Map(samplesOf("neurona_processes").map(({ labels, value }) => [labels.state, value]));
   return {
     at,

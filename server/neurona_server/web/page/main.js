@@ -5,6 +5,7 @@ const NAMES = [
   "neurona_version_share_ratio", "neurona_version_loading_seconds", "neurona_model_info",
   "neurona_model_degraded", "neurona_requests_total", "neurona_request_duration_seconds_bucket",
   "neurona_batch_rows_sum", "neurona_batch_rows_count", "neurona_queue_rows", "neurona_queue_oldest_seconds",
+  "neurona_sessions_open",
   "neurona_processes", "neurona_build_info", "neurona_open_streams", "neurona_rejected_calls_total",
   "process_start_time_seconds", "process_cpu_seconds_total", "process_resident_memory_bytes",
   "neurona_gpu_utilization_ratio", "neurona_gpu_memory_used_bytes", "neurona_gpu_memory_total_bytes",
@@ -125,6 +126,8 @@ function showTiles() {
   if (unresolved) notes.push(`${showRate(per(unresolved))}/s for unknown models`);
   if (rejected) notes.push(`${showRate(per(rejected))}/s rejected`);
   if (now.streams) notes.push(`${showCount(now.streams)} open streams`);
+  const sessions = page.figures.reduce((total, figure) => total + figure.sessions, 0);
+  if (sessions) notes.push(`${showCount(sessions)} open ${sessions === 1 ? "session" : "sessions"}`);
   const waiting = page.figures.reduce((total, { queue }) => total + queue, 0);
   const oldest = Math.max(0, ...page.figures.map((figure) => (figure.queue ? figure.oldest : 0)));
   const p50 = quantile(0.5, sum);

@@ -99,6 +99,7 @@ class Table {
     if (figure.share !== undefined && figure.share > 0 && figure.share < 1) {
       tags.push(`${Number((figure.share * 100).toPrecision(3))} % of requests`);
     }
+    if (figure.sessions) tags.push(`${showCount(figure.sessions)} ${figure.sessions === 1 ? "session" : "sessions"}`);
     if (row.shown !== tags.join("\n")) {
       row.shown = tags.join("\n");
       row.labels.replaceChildren(...tags.map((tag) => element("span", { class: "tag" }, tag)));
