@@ -395,6 +395,20 @@ def test_a_step_that_waits_is_cancelled(waiting_server):
     assert waiting_server.caller.step(3, 5).tolist() == [[6]]
 
 
+def test_a_step_that_was_cancelled_is_sent_again_while_others_wait(waiting_server):
+    """Only the steps that arrived before the cancellation fail."""
+    calls = send_steps(waiting_server, 4)
+    calls[1].cancel()
+    cancelled = {"model": "accumulator", "version": "1", "outcome": "cancelled"}
+    wait_until(lambda: waiting_server.count("requests_total", **cancelled) == 1)
+    again = [waiting_server.caller.start_step(value, 5) for value in (2, 3)]
+    wait_until(lambda: arrived_steps(waiting_server) == 6)
+    waiting_server.begin()
+    assert output_of(calls[0].result()).tolist() == [[1]]
+    assert [error_of(call)[0] for call in calls[2:]] == ["ABORTED"] * 2
+    assert sorted(output_of(call.result()).item() for call in again) in ([3, 6], [4, 6])
+
+
 def test_a_step_in_flight_is_cancelled(open_server, tmp_path):
     """Its neighbour in the batch is not, and the state is as before."""
     delay = "oldest { max_queue_delay_microseconds: 150000 }"
