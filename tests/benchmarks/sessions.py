@@ -212,8 +212,9 @@ def count_wrong(model: Model, sequences: np.ndarray, outcome: SessionOutcome) ->
         response = SessionResponse.FromString(answer)
         rows = response.response.classification.rows
         good = len(rows) == 1 and response.steps == steps
-        for one in rows[0].classes if good else ():
-            good = good and abs(one.probability - float(expected[key][0, one.index])) <= TOLERANCE
+        if good:
+            values = expected[key][0, list(rows[0].indices)]
+            good = bool(np.allclose(rows[0].probabilities, values, rtol=0, atol=TOLERANCE))
         wrong += not good
     return wrong
 
