@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from neurona_client.results import ClassProbability as ClassProbability
     from neurona_client.results import Prediction as Prediction
     from neurona_client.results import RegressionResult as RegressionResult
+    from neurona_client.sessions import AsyncSession as AsyncSession
+    from neurona_client.sessions import Session as Session
     from neurona_protos.prediction_pb2 import Classification as Classification
     from neurona_protos.prediction_pb2 import ClassifyResponse as ClassifyResponse
     from neurona_protos.prediction_pb2 import DataType as DataType
@@ -82,6 +84,7 @@ _NAMES_BY_MODULE = {
     ),
     "neurona_client.options": "Retries Tls",
     "neurona_client.results": "ClassificationResult ClassProbability Prediction RegressionResult",
+    "neurona_client.sessions": "AsyncSession Session",
     "neurona_protos.prediction_pb2": (
         "Classification ClassifyResponse DataType DescribeModelRequest DescribeModelResponse Error "
         "ListModelsRequest ListModelsResponse ModelMetadata PredictRequest PredictResponse "

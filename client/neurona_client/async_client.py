@@ -19,6 +19,7 @@ from neurona_client.options import (
 )
 from neurona_client.request_templates import RequestOptions
 from neurona_client.results import ClassificationResult, Prediction, RegressionResult
+from neurona_client.sessions import AsyncSession
 
 
 class AsyncClient:
@@ -229,6 +230,51 @@ class AsyncClient:
             RegressionResult, REGRESS, options, inputs, deadline, request_id
         )
         return await self._driver.run(operation)
+
+    def session(
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        top_k: int = 1,
+        raw_outputs: bool = False,
+        priority: str = "normal",
+        state: bytes = b"",
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncSession:
+        """Begin a sequence that is sent as it comes, to a recurrent model with a state.
+
+            async with client.session("lstm") as session:
+                async for rows in measurements:
+                    await session.send(rows)
+                    print((await session.receive()).label)
+
+        The server keeps the state between the messages of a session. The client keeps it too, and
+        goes on with it at another server, without computing steps twice, when the server is lost,
+        stops, hangs or gives the session up. Nothing is sent before the first steps.
+
+        Args:
+            model: see `predict`, as for `top_k`, `raw_outputs` and `priority`.
+            version: number of the version; None: the server's choice. The session stays on it.
+            label: name that points to a version, instead of its number.
+            top_k: see `predict`.
+            raw_outputs: see `predict`.
+            priority: see `predict`.
+            state: of an earlier session, to go on from; empty: the start of a sequence.
+            timeout: seconds from the steps of a message to their answer, where `send` specifies
+                none; None: the client's own timeout.
+            request_id: what the server's log calls the session, printable ASCII.
+
+        Returns:
+            A context manager, which closes the session.
+
+        Raises:
+            InvalidInputError: an argument is outside its range.
+        """
+        options = RequestOptions(model, version, label, top_k, raw_outputs, priority)
+        return AsyncSession(self._base, self._driver, options, state, timeout, request_id)
 
     async def models(self, *, timeout: float | None = None) -> list[ServedModel]:
         """List the models of the server.

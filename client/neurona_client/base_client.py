@@ -12,6 +12,8 @@ from google.protobuf.message import DecodeError, Message
 from neurona_client.calls.backpressure import CapacityLimiter
 from neurona_client.calls.hedging import HedgeBudget, Hedging, deliver_to_waiters
 from neurona_client.calls.retry import Sender, with_retries
+from neurona_client.calls.session import SessionCall
+from neurona_client.calls.session_protocol import SessionProtocol
 from neurona_client.calls.steps import (
     Call,
     Deadline,
@@ -36,7 +38,12 @@ from neurona_client.errors import (
     ServerError,
     UnavailableError,
 )
-from neurona_client.inputs import Inputs
+from neurona_client.inputs import (
+    Inputs,
+    PreparedTensors,
+    prepare_steps,
+    prepare_undescribed_inputs,
+)
 from neurona_client.options import ClientOptions
 from neurona_client.request_templates import (
     EncodedRequest,
@@ -53,6 +60,7 @@ from neurona_client.transport.endpoint import (
     parse_health_status,
 )
 from neurona_client.transport.endpoint_pool import EndpointPool
+from neurona_client.transport.grpc_calls import Metadata
 from neurona_client.transport.stream import Deliver, ScheduleWrite, Stream, StreamedCall
 from neurona_client.transport.trace_context import trace_context
 from neurona_protos.prediction_pb2 import (
@@ -249,11 +257,7 @@ class BaseClient:
         first_error: NeuronaError | None,
     ) -> Call:
         """Send a request on a shared stream where that is possible, else as a unary call."""
-        metadata = trace_context()
-        if request_id is not None:
-            if not (request_id.isascii() and request_id.isprintable()):
-                raise InvalidInputError("invalid request_id (expected printable ASCII)")
-            metadata = (*metadata, ("x-request-id", request_id))
+        metadata = (*trace_context(), *_request_id_metadata(request_id))
         may_share_stream = (
             self.options.coalesce
             and not metadata  # the metadata of a stream belong to all its requests
@@ -286,6 +290,42 @@ class BaseClient:
                         raise UnavailableError(CONNECTION_CLOSED) from error
                     endpoint.stream = stream
         return stream
+
+    # Sessions
+
+    def session(self, options: RequestOptions, state: bytes, request_id: str | None) -> SessionCall:
+        """Create a session, which begins with its first steps.
+
+        Args:
+            options: model, version, label and so on.
+            state: to go on from; empty for the start of a sequence.
+            request_id: what the server's log calls its streams.
+
+        Raises:
+            InvalidInputError: an option is outside its range.
+        """
+        options.validate()
+        metadata = self._metadata + _request_id_metadata(request_id)
+        protocol = SessionProtocol(options, state)
+        return SessionCall(protocol, self.pool, self.capacity, self.options, metadata)
+
+    def prepare_steps(
+        self, options: RequestOptions, inputs: Inputs, deadline: Deadline
+    ) -> Operation[tuple[PreparedTensors, bool]]:
+        """Convert the inputs of a session's next message to tensors; see `inputs.prepare_steps`."""
+        is_fresh = False
+        while True:
+            template = self.templates.get(options)
+            if template is None:
+                template, is_fresh = (yield from self._create_template(options, deadline)), True
+            if template.description is None:
+                return prepare_undescribed_inputs(inputs), False
+            try:
+                return prepare_steps(template.description, inputs)
+            except InvalidInputError:
+                if is_fresh:
+                    raise
+                self.templates.invalidate(options)
 
     # Models and health
 
@@ -360,6 +400,14 @@ class BaseClient:
         if self.hedge_budget is None:
             return None
         return Hedging(self.options.retries, self.hedge_budget).send
+
+
+def _request_id_metadata(request_id: str | None) -> Metadata:
+    if request_id is None:
+        return ()
+    if not (request_id.isascii() and request_id.isprintable()):
+        raise InvalidInputError("invalid request_id (expected printable ASCII)")
+    return (("x-request-id", request_id),)
 
 
 def _parse(message_type: type[M], message: bytes) -> M:

@@ -86,6 +86,53 @@ def prepare_inputs(description: ModelDescription, inputs: Inputs) -> tuple[Prepa
     return tensors, any(is_sample.values())
 
 
+def prepare_steps(description: ModelDescription, inputs: Inputs) -> tuple[PreparedTensors, bool]:
+    """Convert the next steps of a sequence to what a recurrent model takes.
+
+    Args:
+        description: the model.
+        inputs: as of `prepare_inputs`. One step of one sequence may be without the axis of time,
+            too; lengths may be left out, where all rows have all steps.
+
+    Returns:
+        As `prepare_inputs`.
+
+    Raises:
+        InvalidInputError: a name, dtype, shape or value does not fit.
+    """
+    time_axes = dict(description.message.sequences.time_axes)
+    specs = {spec.name: spec for spec in description.inputs}
+    if not isinstance(inputs, Mapping):
+        required = [one for one in description.inputs if not one.optional and not _has_lengths(one)]
+        if len(required) != 1:
+            return prepare_inputs(description, inputs)
+        inputs = {required[0].name: inputs}
+    values = dict(inputs)
+    lengths: Array | None = None
+    for name, axis in time_axes.items():
+        if name not in values or name not in specs or is_image(values[name], specs[name]):
+            continue
+        array = _to_numpy(values[name], specs[name])
+        missing_axes = len(specs[name].shape) - array.ndim
+        if missing_axes == 2:
+            values[name] = array = np.expand_dims(array, axis - 1)
+            missing_axes = 1
+        if missing_axes == 1 and axis - 1 < array.ndim:
+            lengths = np.asarray(array.shape[axis - 1])
+        elif not missing_axes and axis < array.ndim:
+            lengths = np.full(array.shape[0], array.shape[axis])
+    for spec in description.inputs:
+        if lengths is not None and spec.name not in values and _has_lengths(spec):
+            values[spec.name] = lengths
+    return prepare_inputs(description, values)
+
+
+def _has_lengths(spec: TensorSpec) -> bool:
+    """Whether an input has the lengths of sequences: it says so, or is named and typed like it."""
+    is_named_so = "len" in spec.name.lower() and "INT" in spec.dtype and len(spec.shape) == 1
+    return bool(spec.lengths_of) or (is_named_so and not spec.optional)
+
+
 def prepare_undescribed_inputs(inputs: Inputs) -> PreparedTensors:
     """Take arrays by name as they are, for a model whose description the token may not read.
 

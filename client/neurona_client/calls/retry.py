@@ -57,7 +57,7 @@ def with_retries(
     Raises:
         NeuronaError: the error of the last attempt.
     """
-    backoffs = _backoffs(retries)
+    backoffs = backoff_times(retries)
     last_endpoint: Endpoint | None = None
     for attempt in range(1, retries.max_attempts + 1):
         try:
@@ -65,7 +65,7 @@ def with_retries(
                 raise first_error
             last_endpoint = pool.pick(last_endpoint)
             if last_endpoint is None:
-                last_endpoint = yield from _wait_for_endpoint(pool, retries, deadline)
+                last_endpoint = yield from wait_for_endpoint(pool, retries, deadline)
             if send is not None:
                 return (yield from send(pool, last_endpoint, deadline, make_step))
             return (yield make_step(last_endpoint, deadline.remaining()))
@@ -76,7 +76,7 @@ def with_retries(
         except (OverloadedError, UnavailableError) as error:
             if pool.closed_reason:
                 raise ClosedError(pool.closed_reason) from None
-            pause = _pause_before_retry(error, next(backoffs), pool)
+            pause = pause_before_retry(error, next(backoffs), pool)
             is_final = attempt == retries.max_attempts or isinstance(error, UnreachableError)
             if is_final or pause is None:
                 raise
@@ -88,10 +88,15 @@ def with_retries(
     raise AssertionError("max_attempts is at least 1")
 
 
-def _wait_for_endpoint(
+def wait_for_endpoint(
     pool: EndpointPool, retries: Retries, deadline: Deadline
 ) -> Operation[Endpoint]:
-    """Wait until a server is reachable and return it."""
+    """Wait until a server is reachable and return it.
+
+    Raises:
+        UnreachableError: none was for `retries.unreachable_timeout` seconds.
+        DeadlineExceededError: none was before the deadline.
+    """
     give_up = Deadline(retries.unreachable_timeout)
     while True:
         try:
@@ -131,7 +136,7 @@ def _unreachable_text(pool: EndpointPool, timeout: float | None) -> str:
     return f"no server reachable at {pool.address} within {timeout:g} s: {pool.connect_error}"
 
 
-def _pause_before_retry(
+def pause_before_retry(
     error: OverloadedError | UnavailableError, backoff: float, pool: EndpointPool
 ) -> float | None:
     """Return the seconds before the next attempt; None: a retry does not help."""
@@ -142,7 +147,8 @@ def _pause_before_retry(
     return 0.0 if pool.has_healthy_endpoint() else backoff
 
 
-def _backoffs(retries: Retries) -> Iterator[float]:
+def backoff_times(retries: Retries) -> Iterator[float]:
+    """Yield the seconds before each further attempt."""
     backoff = retries.initial_backoff
     while True:
         yield backoff * random.uniform(0.5, 1.0)  # noqa: S311

@@ -32,6 +32,7 @@ from neurona_client.transport.grpc_calls import (
     OutcomeCallback,
     UnaryMethod,
 )
+from neurona_client.transport.session_channels import SessionChannels
 from neurona_protos.wire_format import fields, read_varint
 
 DNS_PREFIX = "dns:"
@@ -206,6 +207,7 @@ class Endpoint:
         self.stream_bytes: Callable[[], int] = int
         """Returns the bytes of those of them that were sent."""
         self.channel = open_channel(resolved_target, options)
+        self.session_channels = SessionChannels(lambda: open_channel(resolved_target, options))
         self.hanging = False
         """It has not answered a health check: its connection is open, but calls are not answered.
         Other servers are preferred until it answers again."""
@@ -217,8 +219,9 @@ class Endpoint:
         self._is_probing = False
         self._next_probe = 0.0
         self._probe_pause = _MIN_PROBE_PAUSE_SECONDS
-        # Those in flight: what cancels them, and the bytes of their requests.
-        self._unary_calls: dict[object, tuple[Callable[[], None], int]] = {}
+        # Those in flight, and sessions that wait for answers: what cancels them, and the bytes of
+        # their requests.
+        self._calls: dict[object, tuple[Callable[[], None], int]] = {}
         self._lost_hedges, self._lost_hedges_until = 0, 0.0
         self._lock = threading.Lock()
         self._methods: dict[str, UnaryMethod] = {}
@@ -242,7 +245,7 @@ class Endpoint:
 
         def on_end(outcome: Outcome) -> None:
             with self._lock:
-                self._unary_calls.pop(key, None)
+                self._calls.pop(key, None)
             if isinstance(outcome, UnavailableError):
                 if not is_cancelled:
                     self.mark_suspect()
@@ -251,21 +254,19 @@ class Endpoint:
             elif _is_local_timeout(outcome):
                 self.record_timeout(timeout or 0.0)
             else:
-                self.last_answer = time.monotonic()
-                if self.hanging:
-                    self.record_answer()
+                self.record_message()
             callback(outcome)
 
         size = len(message)
-        self._unary_calls[key] = _do_nothing, size
+        self._calls[key] = _do_nothing, size
         try:
             cancel_call = self._method(path).start(message, timeout, metadata, on_end)
         except ValueError:  # what gRPC raises after the channel was closed
             on_end(UnavailableError(CONNECTION_CLOSED))
             return _do_nothing
         with self._lock:
-            if key in self._unary_calls:
-                self._unary_calls[key] = cancel_call, size
+            if key in self._calls:
+                self._calls[key] = cancel_call, size
 
         def cancel() -> None:
             nonlocal is_cancelled
@@ -273,6 +274,22 @@ class Endpoint:
             cancel_call()
 
         return cancel
+
+    def track_session(self, key: object, cancel: Callable[[], None], size: int) -> None:
+        """Record that a session waits for answers, until `untrack_session`.
+
+        Args:
+            key: the session.
+            cancel: ends its stream, if the server hangs.
+            size: bytes of its requests without an answer.
+        """
+        with self._lock:
+            self._calls[key] = cancel, size
+
+    def untrack_session(self, key: object) -> None:
+        """Record that a session waits for no answer any more."""
+        with self._lock:
+            self._calls.pop(key, None)
 
     def mark_suspect(self) -> None:
         """Record a failed call: for a second, other servers are preferred."""
@@ -293,6 +310,12 @@ class Endpoint:
         if now - self._silent_since >= _MIN_SILENCE_SECONDS:
             self.suspect_until = now + _PROBE_TIMEOUT_SECONDS + _SUSPECT_SECONDS
             self._probe(now)
+
+    def record_message(self) -> None:
+        """Record that a message came from the server."""
+        self.last_answer = time.monotonic()
+        if self.hanging:
+            self.record_answer()
 
     def record_answer(self) -> None:
         """Record that the server does not hang."""
@@ -318,7 +341,7 @@ class Endpoint:
         if self.stream is not None:
             self.stream.fail(UnavailableError(NO_ANSWER))
         with self._lock:
-            calls = list(self._unary_calls.values())
+            calls = list(self._calls.values())
         for cancel, _ in calls:
             cancel()
 
@@ -335,7 +358,7 @@ class Endpoint:
     @property
     def load(self) -> int:
         """Requests in flight."""
-        load = len(self._unary_calls) + self.stream_load()
+        load = len(self._calls) + self.stream_load()
         if self._lost_hedges and time.monotonic() < self._lost_hedges_until:
             load += self._lost_hedges
         return load
@@ -343,6 +366,7 @@ class Endpoint:
     def close(self) -> None:
         """Close the channel; calls in flight end."""
         self._closed.set()
+        self.session_channels.close()
         self.channel.close()
 
     def _method(self, path: str) -> UnaryMethod:
@@ -376,7 +400,7 @@ class Endpoint:
     def _count_bytes(self) -> int:
         """Return the bytes of the requests that were sent and have no response."""
         with self._lock:
-            calls = list(self._unary_calls.values())
+            calls = list(self._calls.values())
         return sum(size for _, size in calls) + self.stream_bytes()
 
     def _watch_health(self) -> None:

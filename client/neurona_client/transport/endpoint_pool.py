@@ -63,11 +63,14 @@ class EndpointPool:
         errors = (endpoint.connect_error for endpoint in self.endpoints)
         return next(filter(None, errors), "no answer yet while connecting to it")
 
-    def pick(self, excluded: Endpoint | None = None) -> Endpoint | None:
+    def pick(
+        self, excluded: Endpoint | None = None, *, for_session: bool = False
+    ) -> Endpoint | None:
         """Choose the reachable server with the fewest requests in flight.
 
         Args:
             excluded: chosen only if no other server is reachable.
+            for_session: open sessions count as requests in flight: they come back with more.
 
         Returns:
             None if no server is reachable.
@@ -92,7 +95,7 @@ class EndpointPool:
             self._round_robin += 1  # among equal loads, another server each time
             first = self._round_robin % len(candidates)
             candidates = candidates[first:] + candidates[:first]
-            return min(candidates, key=lambda endpoint: endpoint.load)
+            return min(candidates, key=_load_with_sessions if for_session else _load)
         return candidates[0] if candidates else None
 
     def has_healthy_endpoint(self) -> bool:
@@ -187,6 +190,14 @@ class EndpointPool:
 
 def _is_healthy(endpoint: Endpoint, now: float) -> bool:
     return endpoint.serving and not endpoint.hanging and endpoint.suspect_until < now
+
+
+def _load(endpoint: Endpoint) -> int:
+    return endpoint.load
+
+
+def _load_with_sessions(endpoint: Endpoint) -> int:
+    return endpoint.load + endpoint.session_channels.stream_count
 
 
 _pools: weakref.WeakSet[EndpointPool] = weakref.WeakSet()

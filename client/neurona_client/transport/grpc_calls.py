@@ -1,9 +1,10 @@
 """Unary calls and byte streams on grpcio: messages as bytes, outcomes delivered by callback.
 
-Both exist twice: on cygrpc, the extension module that grpcio's own Python API is built on, and on
+All exist twice: on cygrpc, the extension module that grpcio's own Python API is built on, and on
 the public API. A unary call on cygrpc is one event when it has ended, where the public future takes
-a lock and a condition several times; a stream needs no generator and no queue. cygrpc is not a
-public API: where it is absent or differs, the public API takes over.
+a lock and a condition several times; a stream needs no generator and no queue, and a stream of a
+session no thread. cygrpc is not a public API: where it is absent or differs, the public API takes
+over.
 """
 
 import logging
@@ -40,6 +41,7 @@ OutcomeCallback = Callable[[Outcome], None]
 Metadata = tuple[tuple[str, str], ...]
 
 STREAM_PATH = "/neurona.v1.Prediction/PredictStream"
+SESSION_PATH = "/neurona.v1.Prediction/Session"
 _CANCELLED = grpc.StatusCode.CANCELLED.value[0]
 _NO_FLAGS = 0
 _CLOCK_TOLERANCE = 0.001
@@ -50,7 +52,7 @@ GENERIC_DEADLINE_MESSAGES = ("deadline exceeded", "Deadline Exceeded")
 
 
 class StreamListener(Protocol):
-    """Receives the events of a stream from the stream's thread; `on_end` is the last."""
+    """Receives the events of a stream, one after the other; `on_end` is the last."""
 
     def on_message(self, message: bytes) -> None:
         """Handle a message of the server."""
@@ -63,17 +65,20 @@ class StreamListener(Protocol):
 
 
 class ByteStream(Protocol):
-    """A PredictStream call that sends and receives bytes."""
+    """A call of a streaming method that sends and receives bytes."""
 
     def write(self, message: bytes) -> None:
         """Send a message, after `on_written` was called for the one before. From any thread."""
+
+    def finish(self) -> None:
+        """Send no more messages, after `on_written` was called for the last one."""
 
     def cancel(self) -> None:
         """End the call."""
 
 
 def open_stream(channel: grpc.Channel, metadata: Metadata, listener: StreamListener) -> ByteStream:
-    """Start a PredictStream call, on cygrpc if it works.
+    """Start a PredictStream call, whose events have a thread of their own, on cygrpc if it works.
 
     Raises:
         ValueError: the channel is closed.
@@ -83,68 +88,66 @@ def open_stream(channel: grpc.Channel, metadata: Metadata, listener: StreamListe
             return CygrpcStream(channel, metadata, listener)
         except (AttributeError, TypeError) as error:
             _log_fallback(error)
-    return PublicApiStream(channel, metadata, listener)
+    return PublicApiStream(channel, STREAM_PATH, metadata, listener)
 
 
-class CygrpcStream:
-    """A stream on cygrpc.
+def open_session_stream(
+    channel: grpc.Channel, metadata: Metadata, listener: StreamListener
+) -> ByteStream:
+    """Start a Session call, whose events come in the channel's thread, on cygrpc if it works.
 
     Raises:
-        AttributeError: cygrpc lacks something that is used here.
-        TypeError: something of it has other parameters.
+        ValueError: the channel is closed.
+    """
+    if cygrpc is not None:
+        try:
+            return CygrpcSessionStream(channel, metadata, listener)
+        except (AttributeError, TypeError) as error:
+            _log_fallback(error)
+    return PublicApiStream(channel, SESSION_PATH, metadata, listener)
+
+
+class _CygrpcCall:
+    """What the streams on cygrpc have in common: operations in flight, and what their events do.
+
+    A subclass has to create `_call`.
     """
 
-    def __init__(self, channel: grpc.Channel, metadata: Metadata, listener: StreamListener) -> None:
+    _call: Any
+
+    def __init__(self, metadata: Metadata, listener: StreamListener) -> None:
         self._listener = listener
         self._status = cygrpc.ReceiveStatusOnClientOperation(_NO_FLAGS)
-        start = (cygrpc.SendInitialMetadataOperation(metadata, _NO_FLAGS), self._status)
-        operations = (
-            (start, self._on_end),
-            ((cygrpc.ReceiveInitialMetadataOperation(_NO_FLAGS),), self._on_initial_metadata),
-            ((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message),
+        self._start_operations = (
+            cygrpc.SendInitialMetadataOperation(metadata, _NO_FLAGS),
+            self._status,
         )
-        cygrpc_channel = channel._channel  # type: ignore[attr-defined]
         self._lock = threading.Lock()
-        self._pending_operations = len(operations)
+        self._pending_operations = 0
         self._has_ended = False
-        self._call = cygrpc_channel.segregated_call(
-            cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
-            STREAM_PATH.encode(),
-            None,
-            None,
-            metadata,
-            None,
-            operations,
-            None,
-        )
-        threading.Thread(target=self._run, name="neurona-stream", daemon=True).start()
 
     def write(self, message: bytes) -> None:
         """See `ByteStream.write`."""
         self._start_operation(cygrpc.SendMessageOperation(message, _NO_FLAGS), self._on_written)
 
+    def finish(self) -> None:
+        """See `ByteStream.finish`."""
+        self._start_operation(cygrpc.SendCloseFromClientOperation(_NO_FLAGS), self._on_other)
+
     def cancel(self) -> None:
         """See `ByteStream.cancel`."""
         self._call.cancel(cygrpc.StatusCode.cancelled, "client closed")
 
-    def _run(self) -> None:
-        next_event = self._call.next_event
-        error: NeuronaError = UnavailableError("stream aborted")
+    def _handle(self, event: Any, tag: Callable[[Any], None]) -> None:
+        with self._lock:
+            self._pending_operations -= 1
         try:
-            while self._pending_operations:
-                event = next_event()
-                with self._lock:
-                    self._pending_operations -= 1
-                try:
-                    event.tag(event)
-                except Exception:  # a bug here must not leave callers without an outcome
-                    log.exception("uncaught exception in a stream; aborting the stream")
-                    self._call.cancel(cygrpc.StatusCode.cancelled, "aborted")
-            error = self._end_error()
-        finally:
-            self._listener.on_end(error)
+            tag(event)
+        except Exception:  # a bug here must not leave callers without an outcome
+            log.exception("uncaught exception in a stream; aborting the stream")
+            self._call.cancel(cygrpc.StatusCode.cancelled, "aborted")
 
-    def _on_initial_metadata(self, _: Any) -> None:
+    def _on_other(self, _: Any) -> None:
         pass
 
     def _on_message(self, event: Any) -> None:
@@ -163,11 +166,15 @@ class CygrpcStream:
 
     def _start_operation(self, operation: Any, tag: Callable[[Any], None]) -> None:
         with self._lock:
-            if self._has_ended:  # `_run` returns as soon as no operation is pending
+            if self._has_ended:  # no event comes after that of the last pending operation
                 return
             # False once the call has ended, before `_on_end` is called.
-            if self._call.operate((operation,), tag):
+            if self._call.operate((operation,), self._tag(tag)):
                 self._pending_operations += 1
+
+    def _tag(self, tag: Callable[[Any], None]) -> Callable[[Any], Any]:
+        """Return what an operation has as its tag, given what its event is to call."""
+        return tag
 
     def _end_error(self) -> NeuronaError:
         code, message = self._status.code(), self._status.details() or ""
@@ -178,19 +185,115 @@ class CygrpcStream:
         return error_from_trailers(code, message, self._status.trailing_metadata() or ())
 
 
+class CygrpcStream(_CygrpcCall):
+    """A PredictStream call on cygrpc, with a thread of its own.
+
+    Raises:
+        AttributeError: cygrpc lacks something that is used here.
+        TypeError: something of it has other parameters.
+    """
+
+    def __init__(self, channel: grpc.Channel, metadata: Metadata, listener: StreamListener) -> None:
+        super().__init__(metadata, listener)
+        operations = (
+            (self._start_operations, self._on_end),
+            ((cygrpc.ReceiveInitialMetadataOperation(_NO_FLAGS),), self._on_other),
+            ((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message),
+        )
+        cygrpc_channel = channel._channel  # type: ignore[attr-defined]
+        self._pending_operations = len(operations)
+        self._call = cygrpc_channel.segregated_call(
+            cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
+            STREAM_PATH.encode(),
+            None,
+            None,
+            metadata,
+            None,
+            operations,
+            None,
+        )
+        threading.Thread(target=self._run, name="neurona-stream", daemon=True).start()
+
+    def _run(self) -> None:
+        next_event = self._call.next_event
+        error: NeuronaError = UnavailableError("stream aborted")
+        try:
+            while self._pending_operations:
+                event = next_event()
+                self._handle(event, event.tag)
+            error = self._end_error()
+        finally:
+            self._listener.on_end(error)
+
+
+class CygrpcSessionStream(_CygrpcCall):
+    """A Session call on cygrpc: thousands of them share the thread of their channel.
+
+    Raises:
+        AttributeError: cygrpc lacks something that is used here.
+        TypeError: something of it has other parameters.
+    """
+
+    def __init__(self, channel: grpc.Channel, metadata: Metadata, listener: StreamListener) -> None:
+        super().__init__(metadata, listener)
+        multi_callable: Any = channel.stream_stream(SESSION_PATH)
+        operations = (
+            self._start_operations,
+            (cygrpc.ReceiveInitialMetadataOperation(_NO_FLAGS),),
+        )
+        self._pending_operations = len(operations)
+        self._call = multi_callable._managed_call(
+            cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
+            multi_callable._method,
+            None,
+            None,
+            metadata,
+            None,
+            operations,
+            self._tag(self._on_start_event),
+            multi_callable._context,
+            multi_callable._registered_call_handle,
+        )
+        self._start_operation(cygrpc.ReceiveMessageOperation(_NO_FLAGS), self._on_message)
+
+    def _tag(self, tag: Callable[[Any], None]) -> Callable[[Any], bool]:
+        def handle(event: Any) -> bool:
+            """Return whether the call needs no more events."""
+            self._handle(event, tag)
+            if self._pending_operations:
+                return False
+            try:
+                self._listener.on_end(self._end_error())
+            except Exception:  # in gRPC's thread, which all calls of the channel need
+                log.exception("uncaught exception at the end of a stream")
+            return True
+
+        return handle
+
+    def _on_start_event(self, event: Any) -> None:
+        if any(operation is self._status for operation in event.batch_operations):
+            self._on_end(event)
+
+
 class PublicApiStream:
     """A stream on grpcio's public API."""
 
-    def __init__(self, channel: grpc.Channel, metadata: Metadata, listener: StreamListener) -> None:
+    def __init__(
+        self, channel: grpc.Channel, path: str, metadata: Metadata, listener: StreamListener
+    ) -> None:
         self._listener = listener
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        method: Any = channel.stream_stream(STREAM_PATH)
+        method: Any = channel.stream_stream(path)
         self._call: Any = method(self._messages(), metadata=metadata)
         threading.Thread(target=self._run, name="neurona-stream", daemon=True).start()
 
     def write(self, message: bytes) -> None:
         """See `ByteStream.write`."""
         self._queue.put(message)
+
+    def finish(self) -> None:
+        """See `ByteStream.finish`."""
+        self._queue.put(None)
 
     def cancel(self) -> None:
         """See `ByteStream.cancel`."""

@@ -6,7 +6,6 @@ is dropped, and the response to one that has been sent is ignored.
 """
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -138,9 +137,7 @@ class Stream:
 
     def on_message(self, message: bytes) -> None:
         """See `StreamListener`."""
-        self._endpoint.last_answer = time.monotonic()
-        if self._endpoint.hanging:
-            self._endpoint.record_answer()
+        self._endpoint.record_message()
         try:
             self._deliver_responses(parse_responses(message))
         except ServerError as error:

@@ -8,65 +8,23 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from neurona_server.batching.backlog import Backlog, Cost, MergedBacklog
 from neurona_server.batching.batch import Batch
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidArgumentError, QueueFullError, UnavailableError
 
-Cost = Callable[[int, Hashable], float]
-"""Seconds of a run by its rows and group: `CostModel.predict`."""
-
-
 Accept = Callable[[int, Hashable], bool]
 """Whether to take a batch, by the most rows that it can have and its group."""
 
+Merge = Callable[[Hashable, Mapping[Hashable, int], int], Sequence[Hashable]]
+"""The groups of a batch, in the order in which they fill it: first its leader's.
 
-class Backlog:
-    """The waiting rows of each group, and the predicted seconds to run them.
-
-    The sum is read often, so only the groups that changed since the last reading are predicted
-    again. Not thread-safe.
-    """
-
-    def __init__(self, cost: Cost) -> None:
-        self._cost = cost
-        self._seconds: dict[Hashable, float] = {}
-        self._changed_groups: set[Hashable] = set()
-        self._total = 0.0
-        self._max_batch_rows = 0
-        self.rows: dict[Hashable, int] = {}
-
-    def add(self, group: Hashable, rows: int) -> None:
-        """Count rows that joined the queue or, if negative, that left it."""
-        remaining = self.rows.get(group, 0) + rows
-        self._changed_groups.add(group)
-        if remaining:
-            self.rows[group] = remaining
-        else:
-            del self.rows[group]
-
-    def seconds(self, max_batch_rows: int) -> float:
-        """Return the predicted seconds to run all rows in batches of `max_batch_rows`."""
-        if max_batch_rows != self._max_batch_rows:
-            self._max_batch_rows = max_batch_rows
-            self._changed_groups.update(self.rows)
-        for group in self._changed_groups:
-            self._total -= self._seconds.pop(group, 0.0)
-            if rows := self.rows.get(group, 0):
-                self._seconds[group] = self._group_seconds(group, rows, max_batch_rows)
-                self._total += self._seconds[group]
-        self._changed_groups.clear()
-        if not self.rows:
-            self._total = 0.0  # removes rounding errors
-        return self._total
-
-    def _group_seconds(self, group: Hashable, rows: int, max_batch_rows: int) -> float:
-        full, rest = divmod(rows, max_batch_rows)
-        seconds = full * self._cost(max_batch_rows, group) if full else 0.0
-        return seconds + (self._cost(rest, group) if rest else 0.0)
+By the group of the leader, the waiting rows of each group of its priority, and the most rows of a
+batch. It must be fast, and take no lock that a thread holds which uses the queue."""
 
 
 _Lane = OrderedDict[Request, None]  # first in, first out; a request in the middle leaves in O(1)
@@ -161,9 +119,10 @@ class Queue:
     """Requests in a lane for each priority and each group.
 
     A batch is led by the oldest request of the priority whose turn it is, and filled with
-    others of its group. So a request of another shape never closes a batch, and no group and
-    no priority starves. A request that finds the queue full displaces less urgent ones. All methods
-    are thread-safe; only `wait` blocks, and no callback is called while the lock is held.
+    others of its group, or of groups that `merge` adds. So a request of another shape never closes
+    a batch, and no group and no priority starves. A request that finds the queue full displaces
+    less urgent ones. All methods are thread-safe; only `wait` blocks, and no request's callback is
+    called while the lock is held.
     """
 
     def __init__(
@@ -188,6 +147,7 @@ class Queue:
         self._interrupted: deque[Batch] = deque()  # batches to run again
         self._next_timeout = math.inf  # no waiting request has to leave or to be delayed before
         self._cost = cost
+        self._merge: Merge | None = None
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
         self._changed = threading.Condition(self._lock)
@@ -203,6 +163,17 @@ class Queue:
         with self._lock:
             arrivals = [request for level in self._levels for request in level.arrivals]
         return sum([one.count for one in arrivals if _is_counted(one)])
+
+    @property
+    def merge(self) -> Merge | None:
+        """Which groups share a batch; None for each by itself. It is set before any request."""
+        return self._merge
+
+    @merge.setter
+    def merge(self, merge: Merge | None) -> None:
+        self._merge = merge
+        for level in self._levels:
+            level.backlog = Backlog(self._cost) if merge is None else MergedBacklog(self._cost)
 
     @property
     def closed(self) -> bool:
@@ -499,6 +470,14 @@ class Queue:
             for group in level.lanes:
                 if rows := self._ready_rows(self._levels, group):
                     return group, rows
+        if self._merge is not None and not self._policy.preferred_rows:
+            for level in self._levels:
+                if level.rows >= self.max_batch_rows:
+                    group = level.first_group(level.lanes)
+                    if self._merged_rows(level, self._merge_groups(level, group)) >= (
+                        self.max_batch_rows
+                    ):
+                        return group, self.max_batch_rows
         return None
 
     def _ready_rows(self, levels: Sequence[_Level], group: Hashable) -> int:
@@ -549,21 +528,60 @@ class Queue:
         if self._policy.preferred_rows and not delay:
             in_turn = [turn, *[level for level in self._levels if level is not turn]]
             limit = self._ready_rows(in_turn, group) or limit
-        rows = self._fill(batch, turn, group, 0, limit)
+        groups: Sequence[Hashable] = (group,)
+        if self._merge is not None:
+            groups = self._merge_groups(turn, group, accept)
+            limit = self._merged_limit(turn, groups, limit)
+        rows = self._fill_from(turn, batch, groups, 0, limit)
         batch.level_rows[turn.priority] = rows
         self._virtual_time = turn.finish_tag
         turn.finish_tag += rows / turn.weight
         for other in self._levels:  # room that is left costs nothing, so no level pays for it
-            if other is not turn and group in other.lanes:
-                filled = self._fill(batch, other, group, rows, limit)
+            if other is not turn:
+                filled = self._fill_from(other, batch, groups, rows, limit)
                 batch.level_rows[other.priority] = filled - rows
                 rows = filled
         return batch
+
+    def _merge_groups(
+        self, level: _Level, leader: Hashable, accept: Accept | None = None
+    ) -> Sequence[Hashable]:
+        """Return the groups of a batch that the oldest request of a lane leads.
+
+        Only those of its level are merged: a less urgent request does not make it take longer. With
+        `accept` the batch is one that it accepts, or the leader's group alone.
+        """
+        assert self._merge is not None  # noqa: S101  for the type checker
+        groups = self._merge(leader, level.backlog.rows, self.max_batch_rows)
+        if accept is not None and len(groups) > 1:
+            rows = min(sum(map(self.group_rows, groups)), self.max_batch_rows)
+            if not all(accept(rows, group) for group in groups):
+                return (leader,)
+        return groups
+
+    def _merged_rows(self, level: _Level, groups: Sequence[Hashable]) -> int:
+        return sum([level.backlog.rows.get(group, 0) for group in groups])
+
+    def _merged_limit(self, level: _Level, groups: Sequence[Hashable], limit: int) -> int:
+        """Return the most rows of a batch of merged groups: if it can, a preferred size."""
+        if len(groups) == 1 or not self._policy.preferred_rows:
+            return limit
+        most = min(self._merged_rows(level, groups), self.max_batch_rows)
+        preferred = [size for size in self._policy.preferred_rows if size <= most]
+        return max(preferred, default=self.max_batch_rows)
 
     def _rows_of_batch(self, level: _Level, group: Hashable) -> int:
         """Return the most rows of a batch that the oldest request of a lane leads."""
         oldest = next(iter(level.lanes[group]))
         return max(oldest.rows, min(self.group_rows(group), self.max_batch_rows))
+
+    def _fill_from(
+        self, level: _Level, batch: Batch, groups: Sequence[Hashable], rows: int, limit: int
+    ) -> int:
+        for group in groups:
+            if group in level.lanes:
+                rows = self._fill(batch, level, group, rows, limit)
+        return rows
 
     def _fill(self, batch: Batch, level: _Level, group: Hashable, rows: int, limit: int) -> int:
         """Move requests from one lane into the batch, and return the rows of the batch."""

@@ -62,6 +62,7 @@ def find_input_bounds(
     inputs: Sequence[TensorSpec],
     lengths: Sequence[LengthsInput],
     reshapes: Mapping[str, Reshape] | None = None,
+    min_length: int = 0,
 ) -> InputBounds:
     """Return the bounds of a model's inputs.
 
@@ -70,6 +71,7 @@ def find_input_bounds(
         inputs: All inputs, including optional ones, with their shapes in requests.
         lengths: The lengths that its recurrent nodes read, with axes of the graph.
         reshapes: Of inputs that have other shapes in the graph, by name.
+        min_length: The least length that callers may send.
 
     Raises:
         LoadError: The metadata contradict the inputs.
@@ -90,7 +92,7 @@ def find_input_bounds(
             bounds.append(_declared_lengths(described, specs, reshapes or {}))
     declared = {bound.name for bound in bounds if isinstance(bound, _Lengths)}
     bounds.extend(
-        _Lengths(one.name, one.sequences, one.axis, 0, (reshapes or {}).get(one.sequences))
+        _Lengths(one.name, one.sequences, one.axis, min_length, (reshapes or {}).get(one.sequences))
         for one in lengths
         if one.name not in declared and one.name in specs and _has_integers(specs[one.name])
     )

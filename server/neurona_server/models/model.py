@@ -11,6 +11,7 @@ from functools import partial
 
 from neurona_protos.prediction_pb2 import DataType, SequenceMethod, State, Task
 from neurona_server.batching.batcher import Batcher, NewRun
+from neurona_server.batching.cost_model import CostModel
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
@@ -36,7 +37,12 @@ from neurona_server.models.output_shapes import (
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.reshape import Reshape, find_reshapes, reshape_runs
-from neurona_server.models.sequence_loading import find_sequences
+from neurona_server.models.sequence_loading import (
+    batch_sequences,
+    complete_lengths,
+    find_sequences,
+    round_steps,
+)
 from neurona_server.models.signature import (
     Signature,
     TensorSpec,
@@ -46,6 +52,7 @@ from neurona_server.models.signature import (
 )
 from neurona_server.models.task import find_task
 from neurona_server.models.warm_up import choose_run_methods, run_samples, warm_up
+from neurona_server.sequences.cost import SequenceCostModel
 from neurona_server.sequences.form import SequenceForm
 from neurona_server.sequences.state_bytes import StateCodec
 from neurona_server.telemetry.metrics import Metrics
@@ -206,6 +213,8 @@ class Model:
             is_reshaped=any(reshapes.values()),
             cancellation=cancellation,
         )
+        lengths = complete_lengths(lengths, self.sequences)
+        has_steps = self.sequences is not None and bool(self.sequences.time_axes)
         tracer, policy = options.tracer, options.policy
         if policy.inline is not False and time_depends_on_values(source.path):
             policy = replace(policy, inline=False)  # no measurement predicts its next run
@@ -218,27 +227,16 @@ class Model:
             scheduler=share,
             watchdog=watchdog,
             tracer=None if tracer is None else tracer(self.name, self.version, self.provider),
+            new_cost_model=SequenceCostModel if has_steps else CostModel,
         )
+        if has_steps and self.sequences is not None:
+            batch_sequences(self.batcher, self.sequences, self.signature, self.metrics)
         # No method of the model: with a cycle, its memory would wait for the garbage collector.
         self.batcher.free_memory = partial(_free_device_memory, self.sessions)
         inputs = self.signature.inputs
         all_inputs = [*inputs, *self.signature.optional]
         started = time.monotonic()
-        for one in self.sessions:
-            if one.device.kind != "cpu":
-                sizes = self.batcher.cost_model.batch_sizes
-                choose_run_methods(one, sizes, lengths, cancellation)
-        self.batcher.joins_in_place = any(one.binds_inputs for one in self.sessions)
-        if not all(warm_up(inputs, run, self.batcher) for run in runs):
-            log.info(
-                "%s: warm-up skipped: the model rejected synthetic inputs",
-                source,
-                extra=self.log_fields,
-            )
-        for run in runs:
-            run_samples(str(source), self.settings.warm_up, self.signature, run)
-        for one in self.sessions:
-            one.keep_engines()
+        self._warm_up(source, runs, lengths, cancellation)
         self.signature = _correct_signature(
             session, self.settings, reshapes["output"], self.signature, recorder, runs[0]
         )
@@ -262,7 +260,13 @@ class Model:
                 self.batcher.cost_model.batch_sizes,
                 cancellation,
             )
-        bounds = find_input_bounds(self.metadata, all_inputs, lengths, reshapes["input"])
+        bounds = find_input_bounds(
+            self.metadata,
+            all_inputs,
+            lengths,
+            reshapes["input"],
+            min_length=0 if self.sequences is None else 1,
+        )
         self.batcher.check_inputs = bounds.checker if bounds else None
         self.batcher.answer_bounds = find_answer_bounds(
             self.answer, self.settings.inputs, finite=answer.finite
@@ -274,6 +278,32 @@ class Model:
         self.metrics.record_placement(session.placement, bool(self.degraded))
         if self.degraded:
             log.warning("%s: degraded: %s", source, self.degraded, extra=self.log_fields)
+
+    def _warm_up(
+        self,
+        source: ModelSource,
+        runs: Sequence[Run],
+        lengths: Sequence[LengthsInput],
+        cancellation: LoadCancellation,
+    ) -> None:
+        """Run the model for the first time, and measure its runs."""
+        for one in self.sessions:
+            if one.device.kind != "cpu":
+                sizes = self.batcher.cost_model.batch_sizes
+                choose_run_methods(one, sizes, lengths, cancellation)
+        self.batcher.joins_in_place = any(one.binds_inputs for one in self.sessions)
+        time_axes = self.sequences.time_axes if self.sequences is not None else {}
+        if not all(warm_up(self.signature, run, self.batcher, lengths, time_axes) for run in runs):
+            log.info(
+                "%s: warm-up skipped: the model rejected synthetic inputs",
+                source,
+                extra=self.log_fields,
+            )
+        round_steps(self.batcher)
+        for run in runs:
+            run_samples(str(source), self.settings.warm_up, self.signature, run)
+        for one in self.sessions:
+            one.keep_engines()
 
     def _load_sessions(
         self, source: ModelSource, options: ModelOptions, cancellation: LoadCancellation
@@ -503,9 +533,11 @@ def _correct_signature(
         new if new.name in in_settings else old for old, new in zip(outputs, corrected, strict=True)
     ]
     outputs = name_axes("output", outputs, settings.outputs)
-    return Signature(
+    corrected_signature = Signature(
         signature.inputs, outputs, signature.optional, batched=batched, independent_names=names
     )
+    corrected_signature.group_sequences = signature.group_sequences
+    return corrected_signature
 
 
 def _declared_inputs(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from neurona_protos.prediction_pb2 import DataType
+from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import DeviceLostError, LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
@@ -23,7 +24,10 @@ from neurona_server.sequences.analysis import (
     without_lengths,
 )
 from neurona_server.sequences.form import SequenceForm
+from neurona_server.sequences.merging import LengthMerger
+from neurona_server.sequences.ragged import LengthGrouper, RaggedJoiner
 from neurona_server.sequences.tensor_axes import FreeAxis
+from neurona_server.telemetry.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +91,48 @@ def find_sequences(
         return without_lengths({}, reason)
     _log(model, analysis.form, time.monotonic() - started)
     return analysis.form
+
+
+def batch_sequences(
+    batcher: Batcher, form: SequenceForm, signature: Signature, metrics: ModelMetrics
+) -> None:
+    """Have the requests of a recurrent model share runs as far as it is known how.
+
+    Args:
+        batcher: Of the model, whose cost model is a `SequenceCostModel`.
+        form: How the model reads sequences; it has time axes.
+        signature: Gets the groups of requests.
+        metrics: Count the steps.
+    """
+    names = [spec.name for spec in signature.inputs]
+    signature.group_sequences = LengthGrouper(form, names, is_mixed=form.is_ragged)
+    batcher.joiner = RaggedJoiner(form, metrics.sequences.record_run)
+    if form.is_ragged:
+        batcher.queue.merge = LengthMerger(batcher.cost_model.predict)
+
+
+def round_steps(batcher: Batcher) -> None:
+    """Have runs take a number of steps that others take too, where new shapes cost more.
+
+    Called after warm-up, which has measured that for the number of rows.
+    """
+    if isinstance(batcher.joiner, RaggedJoiner):
+        batcher.joiner.rounds_steps = bool(batcher.padding.padded_sizes)
+
+
+def complete_lengths(
+    lengths: Sequence[LengthsInput], form: SequenceForm | None
+) -> Sequence[LengthsInput]:
+    """Return the inputs with lengths, with the sequences that they are the lengths of.
+
+    Following the nodes of a graph may not have found these.
+    """
+    if form is None or not form.time_axes:
+        return lengths
+    sequences, axis = next(iter(form.time_axes.items()))
+    return [
+        one if one.sequences else replace(one, sequences=sequences, axis=axis) for one in lengths
+    ]
 
 
 def _log(model: str, form: SequenceForm, seconds: float) -> None:

@@ -3,7 +3,8 @@
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,25 +25,55 @@ from neurona_server.models.onnx.session import Session
 from neurona_server.models.repository.settings import WarmUpInput, WarmUpSample
 from neurona_server.models.signature import Signature, TensorSpec
 from neurona_server.models.synthetic_inputs import FREE_SIZES, make_inputs, suppose_shapes
+from neurona_server.sequences.cost import SequenceCostModel
 
 log = logging.getLogger(__name__)
+
+LONGER = 8
+"""Factor of the steps of sequences that are run to learn what a step costs."""
+
+NO_AXES: Mapping[str, int] = {}
+
+MakeRows = Callable[[int, int], dict[str, Array]]
+"""Makes inputs of so many rows and steps."""
 
 MAX_FILE_BYTES = 256 << 20
 """Limit for a file with the values of one input."""
 
 
-def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
+def warm_up(
+    signature: Signature,
+    run: Run,
+    batcher: Batcher,
+    lengths: Sequence[LengthsInput] = (),
+    time_axes: Mapping[str, int] = NO_AXES,
+) -> bool:
     """Run synthetic inputs at each batch size, from which the batcher learns the cost of a run.
+
+    Args:
+        signature: Of the model.
+        run: Runs it.
+        batcher: Learns the cost.
+        lengths: Its inputs that hold lengths of sequences: they are all steps.
+        time_axes: Of a recurrent model, the axes of steps by input; it runs with more steps, too.
 
     Returns:
         False if the model rejects synthetic inputs: the batcher learns from requests then.
     """
-    for supposed, size in itertools.product(suppose_shapes(inputs), FREE_SIZES):
+    for supposed, size in itertools.product(suppose_shapes(signature.inputs), FREE_SIZES):
 
-        def time_run(
-            rows: int, supposed: Sequence[TensorSpec] = supposed, size: int = size
-        ) -> float:
-            arrays = make_inputs(supposed, rows, size)
+        def make(
+            rows: int, steps: int, supposed: Sequence[TensorSpec] = supposed, size: int = size
+        ) -> dict[str, Array]:
+            specs = [_with_steps(spec, time_axes.get(spec.name), steps) for spec in supposed]
+            arrays = make_inputs(specs, rows, size)
+            for one in lengths:
+                if one.name in arrays and one.sequences in arrays:
+                    arrays[one.name][...] = arrays[one.sequences].shape[one.axis]
+            return arrays
+
+        def time_run(rows: int, steps: int = size, make: MakeRows = make) -> float:
+            arrays = make(rows, steps)
             started = time.perf_counter()
             try:
                 run(arrays)
@@ -53,9 +84,15 @@ def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
             return time.perf_counter() - started
 
         try:
-            row = make_inputs(supposed, 1, size)
-            group = tuple([array.shape[1:] for array in row.values()])
+            group = signature.group(
+                {
+                    spec.name: (spec.dtype, make(1, size)[spec.name].shape)
+                    for spec in signature.inputs
+                }
+            )
             batcher.cost_model.measure(time_run, group)
+            if isinstance(batcher.cost_model, SequenceCostModel):
+                batcher.cost_model.measure_steps(time_run, (size, LONGER * size))
             batcher.padding.measure(time_run, batcher.cost_model.seconds)
         except DeviceLostError:
             raise
@@ -67,6 +104,12 @@ def warm_up(inputs: Sequence[TensorSpec], run: Run, batcher: Batcher) -> bool:
             batcher.tune()
             return True
     return False
+
+
+def _with_steps(spec: TensorSpec, axis: int | None, steps: int) -> TensorSpec:
+    if axis is None:
+        return spec
+    return replace(spec, shape=(*spec.shape[:axis], steps, *spec.shape[axis + 1 :]))
 
 
 def choose_run_methods(

@@ -2,4 +2,6 @@
 
 form        what is known of how a model reads sequences, and the names of what a rewrite adds
 ragged      batches of requests whose sequences have different lengths, or states
+merging     which lengths share a batch
+cost        the cost of a run by its rows and its steps
 """

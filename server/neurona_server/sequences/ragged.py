@@ -202,19 +202,19 @@ class RaggedJoiner:
         steps: Sequence[int],
         padding: int,
     ) -> None:
-        """Add the length of each row, or check the lengths that callers have sent.
+        """Add the length of each row.
+
+        Lengths that callers send in an input of the file are checked here: one that is longer than
+        its own sequence is no error in the joined arrays.
 
         Raises:
-            InvalidValueError: A length is longer than its own sequence, which in the joined arrays
-                would be no error.
+            InvalidValueError: Such a length is out of bounds.
         """
-        rows = [request.rows for request in requests]
-        own_steps = np.repeat(np.array(steps, np.int32), rows)
+        own_steps = np.repeat(np.array(steps, np.int32), [request.rows for request in requests])
         if name := self._form.lengths_input:
             sent = joined[name][: len(own_steps)].reshape(len(own_steps), -1)
             if (sent < 1).any() or (sent > own_steps[:, None]).any():
                 raise InvalidValueError(f"input {name!r} has lengths out of bounds")
-            return
         stop = 0
         for request in requests:
             start, stop = stop, stop + request.rows

@@ -55,6 +55,7 @@ from neurona_server.telemetry.device_metrics import DeviceInfo, DeviceMetrics
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
 from neurona_server.telemetry.run_failure_metrics import RunFailureMetrics
 from neurona_server.telemetry.run_statistics import RunPhaseCollector, RunStatistics
+from neurona_server.telemetry.sequence_metrics import SequenceMetrics, VersionSequenceMetrics
 from neurona_server.telemetry.session_metrics import SessionMetrics, VersionSessionMetrics
 from neurona_server.telemetry.triton_metrics import TritonMetricsCollector, VersionTotals
 
@@ -239,10 +240,11 @@ class Metrics:
             LOAD_SECONDS_BUCKETS,
             ("model",),
         )
-        self.loading, self.devices, self.sessions = (
+        self.loading, self.devices, self.sessions, self.sequences = (
             LoadingCollector(),
             DeviceMetrics(registry, VERSION_LABELS),
             SessionMetrics(registry, VERSION_LABELS),
+            SequenceMetrics(registry, VERSION_LABELS),
         )
         registry.register(self.loading)
         registry.register(RunPhaseCollector(self._copy_run_statistics))
@@ -270,6 +272,7 @@ class Metrics:
             *(self.shadows, self.nodes, self.degraded, self.displaced_requests, self.run_methods),
             self.sequence_info,
             *self.sessions.version_series,
+            *self.sequences.version_series,
         ]
 
     def for_version(self, name: str, version: int) -> "ModelMetrics":
@@ -431,6 +434,11 @@ class ModelMetrics:
     def sessions(self) -> VersionSessionMetrics:
         """The series of sessions; they exist once this is read, of a model that has a state."""
         return VersionSessionMetrics(self._metrics.sessions, *self._labels)
+
+    @cached_property
+    def sequences(self) -> VersionSequenceMetrics:
+        """The series of sequences; they exist once this is read, of a recurrent model."""
+        return VersionSequenceMetrics(self._metrics.sequences, *self._labels)
 
     @property
     def request_totals(self) -> tuple[int, float]:
