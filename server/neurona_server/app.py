@@ -59,6 +59,7 @@ from neurona_server.rpc.open_inference.service import OpenInference
 from neurona_server.rpc.reflection import Reflection
 from neurona_server.rpc.security.tls import Certificates
 from neurona_server.rpc.security.tokens import Access
+from neurona_server.rpc.sessions import SessionLimits, SessionStore
 from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.heartbeat import Heartbeat
 from neurona_server.rpc.transports.listener import (
@@ -68,6 +69,7 @@ from neurona_server.rpc.transports.listener import (
 )
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.v1.sessions import Sessions
 from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.device_metrics import DeviceInfo
@@ -145,8 +147,12 @@ class App:
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
         workers = WorkerPool()
+        self._sessions = SessionStore(
+            SessionLimits(config.max_sessions, config.session_idle_timeout_s)
+        )
         methods = {
             **Prediction(self._registry, self._metrics, limits, workers).methods(),
+            **Sessions(self._registry, self._metrics, self._sessions, limits, workers).methods(),
             **Models(self._registry, control).methods(),
             **OpenInference(
                 self._registry,
@@ -158,6 +164,7 @@ class App:
                 typed_responses=config.typed_responses,
                 limits=limits,
                 workers=workers,
+                sessions=self._sessions,
             ).methods(),
             **self._health.methods(),
         }
@@ -220,6 +227,7 @@ class App:
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
         drained = self._listener.stop(max(0.0, deadline - time.monotonic()))
+        self._sessions.stop()
         drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
         if self._tracing is not None:
             self._tracing.close(SPAN_FLUSH_SECONDS)
@@ -471,6 +479,7 @@ def _reconciler_options(config: Config) -> ReconcilerOptions:
         threads=config.load_threads or min(4, _cpus_per_process(config)),
         drain_timeout=config.drain_timeout_ms / 1000,
         load_timeout=config.load_timeout_s,
+        session_drain=config.session_drain_seconds,
         explicit=config.model_control == "explicit",
     )
 

@@ -43,6 +43,7 @@ from neurona_server.rpc.transports.auto import open_transport
 from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
+from neurona_server.rpc.v1.sessions import Sessions
 from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.span_exporter import Tracing
@@ -81,6 +82,7 @@ class InProcessServer:
         find_rejections: Sequence[FindRejection] = (),
         load_timeout: float = 60.0,
         sessions: SessionStore | None = None,
+        session_drain: float = 60.0,
     ) -> None:
         policy = policy or BatchPolicy()
         if not start_models:
@@ -117,7 +119,10 @@ class InProcessServer:
             load,
             self.metrics,
             ReconcilerOptions(
-                VersionPolicy(all_versions=every), explicit=explicit, load_timeout=load_timeout
+                VersionPolicy(all_versions=every),
+                explicit=explicit,
+                load_timeout=load_timeout,
+                session_drain=session_drain,
             ),
             find_rejections=find_rejections,
         )
@@ -125,7 +130,7 @@ class InProcessServer:
         control = control or (self.reconciler if explicit else None)
         self.control_calls = None if control is None else ControlCalls(control)
         self.workers = WorkerPool()
-        self.sessions = sessions or SessionStore()
+        self.sessions = SessionStore() if sessions is None else sessions
         self.open_inference = OpenInference(
             self.registry,
             self.metrics,
@@ -140,6 +145,7 @@ class InProcessServer:
         )
         methods = {
             **Prediction(self.registry, self.metrics, limits, self.workers).methods(),
+            **Sessions(self.registry, self.metrics, self.sessions, limits, self.workers).methods(),
             **Models(self.registry, self.control_calls).methods(),
             **self.open_inference.methods(),
             **self.health.methods(),

@@ -417,6 +417,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=0, le=MAX_INT),
         Help("Maximum rows in a request. 0: as many as the queue of the model may hold."),
     ] = 0
+    max_sessions: Annotated[
+        int,
+        Meta(ge=1, le=MAX_INT),
+        Help(
+            "Sessions of recurrent models that may be open in each process, each with the state of "
+            "a sequence. For a further one the one idle longest ends; if all are in use, it is "
+            "rejected."
+        ),
+    ] = 16384
+    session_idle_timeout_s: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help("Seconds without a step after which a session ends. 0: never."),
+    ] = 300.0
+    session_drain_seconds: Annotated[
+        float,
+        Meta(ge=0, le=MAX_SECONDS),
+        Help(
+            "Seconds for which a version that is replaced or unloaded waits for its sessions to "
+            "end; then they are ended."
+        ),
+    ] = 60.0
     log_level: Annotated[
         LogLevel, Help("Least severe level to log: debug, info, warning or error.")
     ] = LogLevel("INFO")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
-from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.prediction_pb2 import PredictRequest, SessionRequest
 from neurona_server.errors import InvalidArgumentError, quoted
 from neurona_server.rpc.detached_data import DataPaths, DetachedMessage, detach_data
 
@@ -53,7 +53,7 @@ class Limits:
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from None
 
-    def check(self, request: PredictRequest | ModelInferRequest) -> None:
+    def check(self, request: PredictRequest | SessionRequest | ModelInferRequest) -> None:
         """Check a parsed request before its tensors are read. Raises InvalidArgumentError."""
         if len(request.inputs) > self.max_tensors:
             raise InvalidArgumentError(

@@ -5,6 +5,8 @@ last output: so steps of different sessions share runs, with each other and with
 whole sequences. A session has one step in flight at a time. It stays on the model version that it
 began with, also when another one replaces that. Without steps it ends after a while, and the one
 idle longest ends when there are too many: no session has a thread or a timer of its own.
+
+It is one file since sessions have no lock of their own, but share the one of their store.
 """
 
 import logging
@@ -24,13 +26,14 @@ from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
+    InvalidValueError,
     QueueFullError,
     StatelessModelError,
     UnavailableError,
 )
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorType
-from neurona_server.rpc.submission import Responder, Submission
+from neurona_server.rpc.submission import Submission
 from neurona_server.sequences.form import STATE, SequenceForm
 from neurona_server.sequences.state_bytes import SequenceState, StateCodec
 from neurona_server.telemetry.session_metrics import EvictionReason
@@ -198,6 +201,26 @@ class SequenceSession:
                 "session's steps before)"
             )
 
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Check the lengths of a step that its caller has sent.
+
+        A length of 0 would be valid alone, and would lose the state of its row.
+
+        Raises:
+            InvalidValueError: A row has no step, or more than its array.
+        """
+        form = self.model.sequences
+        if form is None or not (name := form.lengths_input):
+            return
+        sequences, axis = next(iter(form.time_axes.items()))
+        steps = inputs[sequences].shape[axis]
+        for row, length in enumerate(inputs[name].reshape(-1).tolist()):
+            if not 1 <= length <= steps:
+                raise InvalidValueError(
+                    f"input {name!r} row {row}: length {length} (expected 1 to {steps}, the steps "
+                    f"of {sequences!r})"
+                )
+
     @staticmethod
     def _import_state(model: Model, state: bytes) -> SequenceState | None:
         codec = state_codec(model)
@@ -280,38 +303,6 @@ class SessionStep(Submission):
         response = self.response_writer(self._session.without_state(outputs))
         self._session.commit(self.inputs, outputs)
         return response
-
-
-class StepResponder:
-    """Delivers the response to a step through another responder, and releases the session."""
-
-    def __init__(self, session: SequenceSession, responder: Responder) -> None:
-        self._session = session
-        self._responder = responder
-        self.trace = responder.trace
-        self.deadline = responder.deadline
-        self.defer = responder.defer
-        self.on_cancel = responder.on_cancel
-
-    @property
-    def request_id(self) -> str:
-        return self._responder.request_id
-
-    @property
-    def trace_id(self) -> str:
-        return self._responder.trace_id
-
-    def reply(self, response: bytes) -> None:
-        try:
-            self._responder.reply(response)
-        finally:
-            self._session.release()
-
-    def fail(self, error: Exception) -> None:
-        try:
-            self._responder.fail(error)
-        finally:
-            self._session.release()
 
 
 class SessionStore:

@@ -83,6 +83,9 @@ class StepOwner(Protocol):
     def check_rows(self, input_types: Mapping[str, TensorType]) -> None:
         """Check the rows of a step, whose inputs fit the model. Raises InvalidArgumentError."""
 
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Check the values of a step. Raises InvalidArgumentError."""
+
     def new_step(self, *arguments: Any) -> "Submission":
         """Make the request of the arguments of `Submission`."""
 
@@ -277,7 +280,7 @@ def submit(
             responder.on_cancel(partial(cancellations.append, None))
             workers.submit(partial(prepared.decode_in_worker, cancellations), parsed.nbytes)
             return accepted
-        inputs = parsed.decode()
+        inputs = prepared.decode()
     except (TensorError, NeuronaError) as raised:
         error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
         if model is None:
@@ -312,6 +315,13 @@ class _DecodableRequest:
         self._resolve = resolve
         self._retry = retry
 
+    def decode(self) -> Inputs:
+        """Return the inputs. Raises TensorError and InvalidArgumentError."""
+        inputs = self._parsed.decode()
+        if (session := self._parsed.session) is not None:
+            session.check_inputs(inputs)
+        return inputs
+
     def decode_in_worker(self, cancellations: Sequence[None]) -> None:
         """Decode and submit the request; `cancellations` are not empty once the caller has left."""
         responder = self._responder
@@ -320,7 +330,7 @@ class _DecodableRequest:
                 raise cancellation_error(responder.deadline)
             if self._parsed.deadline <= time.monotonic():
                 raise DeadlineExceededError("deadline exceeded before the request was decoded")
-            inputs = self._parsed.decode()
+            inputs = self.decode()
         except Exception as raised:  # the caller must get an error, not wait in vain
             error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
             _fail(self._accepted.model, error, responder, self._started)

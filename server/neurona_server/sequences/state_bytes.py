@@ -62,13 +62,17 @@ class StateCodec:
         name = model.encode()
         self._name = _NAME.pack(len(name)) + name
 
+    def count_bytes(self, rows: int) -> int:
+        """Return the size of an encoded state."""
+        return _FIXED_BYTES + len(self._name) - _NAME.size + 4 * rows * self._size
+
     def encode(self, state: SequenceState) -> bytes:
         """Return the bytes of a state."""
         values = np.ascontiguousarray(state.values, "<f4")
         rows, size = values.shape
         content = b"".join(
             (
-                _LENGTH.pack(FORMAT, _FIXED_BYTES + len(self._name) - _NAME.size + values.nbytes),
+                _LENGTH.pack(FORMAT, self.count_bytes(rows)),
                 self._origin,
                 _COUNTS.pack(state.steps, rows, size),
                 self._name,

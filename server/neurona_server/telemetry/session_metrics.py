@@ -1,4 +1,7 @@
-"""The series of sessions: those of recurrent models, whose state the server keeps for callers."""
+"""The series of sessions: those of recurrent models, whose state the server keeps for callers.
+
+The file is alone because `metrics.py` holds the series of all models.
+"""
 
 from collections.abc import Sequence
 from typing import Literal, get_args

@@ -14,9 +14,14 @@ log = logging.getLogger(__name__)
 class DrainPool:
     """Drains and frees models, each in a thread of its own; any thread may call it."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, session_timeout: float = 0.0) -> None:
         self.timeout = timeout
         """Seconds in which a model may finish the requests that it has admitted."""
+
+        self.session_timeout = session_timeout
+        """Seconds before that in which the sessions of a model may end by themselves."""
+
+        self._draining: dict[Model, None] = {}
 
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -34,8 +39,18 @@ class DrainPool:
         with self._lock:
             return [thread for thread in self._threads if thread.is_alive()]
 
+    def end_sessions(self, reason: str) -> None:
+        """End the sessions that models wait for."""
+        with self._lock:
+            draining = [*self._draining]
+        for model in draining:
+            model.open_sessions.end_all(reason)
+
     def _drain(self, future: Future[None], model: Model) -> None:
+        with self._lock:
+            self._draining[model] = None
         try:
+            model.drain_sessions(self.session_timeout)
             if model.drain(self.timeout):
                 self._close(model)
             else:
@@ -46,6 +61,8 @@ class DrainPool:
                 )
                 self._start_thread(f"late {model}", self._close, model)
         finally:
+            with self._lock:
+                del self._draining[model]
             future.set_result(None)
 
     @staticmethod

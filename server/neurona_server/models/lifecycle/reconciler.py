@@ -94,6 +94,9 @@ class ReconcilerOptions:
     drain_timeout: float = 30.0
     """Seconds in which a replaced version may finish the requests that it has admitted."""
 
+    session_drain: float = 60.0
+    """Seconds for which such a version waits for its sessions before that."""
+
     load_timeout: float = 60.0
     """Seconds without progress after which a load is given up; 0: never."""
 
@@ -138,7 +141,7 @@ class Reconciler:
         self._missing: set[str] = set()  # models without a folder in the last poll
         self._logged_problems: dict[str, list[str]] = {}
         self._logged_warnings: dict[str, list[str]] = {}
-        self._drains = DrainPool(self._options.drain_timeout)
+        self._drains = DrainPool(self._options.drain_timeout, self._options.session_drain)
         self._changed = threading.Condition()
         self._polling = threading.Lock()
         self._stopping = threading.Event()
@@ -355,6 +358,7 @@ class Reconciler:
         """
         end = time.monotonic() + timeout
         self.stop_loading()
+        self._drains.end_sessions("session ended: the server stops")
         drained = True
         for model in self._registry.models():
             drained = model.drain(max(0.0, end - time.monotonic())) and drained

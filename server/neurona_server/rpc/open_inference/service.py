@@ -59,7 +59,7 @@ class OpenInference:
             sessions: Keeps the states of sequences; by default a new one.
         """
         limits, workers = limits or Limits(), workers or WorkerPool()
-        sessions = sessions or SessionStore()
+        sessions = SessionStore() if sessions is None else sessions  # an empty one is false
         regions = Regions(enabled=shared_memory)
         self.memory = SharedMemoryService(regions)
         cuda_memory = CudaSharedMemory(regions)

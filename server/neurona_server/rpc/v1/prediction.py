@@ -7,7 +7,14 @@ from weakref import WeakKeyDictionary
 
 from google.protobuf.message import DecodeError
 
-from neurona_protos.prediction_pb2 import DataType, PredictRequest, Priority, Task, Tensor
+from neurona_protos.prediction_pb2 import (
+    DataType,
+    PredictRequest,
+    Priority,
+    SessionRequest,
+    Task,
+    Tensor,
+)
 from neurona_protos.tensors import decode
 from neurona_server.batching.policy import Priority as Level
 from neurona_server.batching.request import Inputs
@@ -147,27 +154,15 @@ class Prediction:
             raise InvalidArgumentError(f"priority is {message.priority} (expected 0, 1 or 2)")
         self._limits.check(message)
         return ParsedRequest(
-            _input_types(message),
-            partial(_decode_inputs, message, data),
+            input_types(message),
+            partial(decode_inputs, message, data),
             self._response_writer(message, model),
             deadline,
             priority,
             nbytes,
             self._limits,
-            partial(self._is_slow, message, nbytes),
+            partial(is_slow, message, nbytes, self._limits),
         )
-
-    def _is_slow(self, message: PredictRequest, nbytes: int) -> bool:
-        """Return whether decoding the inputs takes long. Raises InvalidArgumentError."""
-        dtypes = {tensor.dtype for tensor in message.inputs}
-        if dtypes.isdisjoint(_COPIED_DTYPES):
-            return False
-        strings = self._limits.check_strings(
-            math.prod(tensor.shape)
-            for tensor in message.inputs
-            if tensor.dtype == DataType.DATA_TYPE_STRING
-        )
-        return strings >= SLOW_STRINGS or nbytes >= SLOW_BYTES
 
     def _response_writer(self, message: PredictRequest, model: Model) -> PredictResponseWriter:
         encoder = self._encoders.get(model)
@@ -188,7 +183,7 @@ class Prediction:
         self.submit_message(call.request, call, call.grant, task)
 
 
-def _decode_inputs(message: PredictRequest, data: Sequence[memoryview]) -> Inputs:
+def decode_inputs(message: PredictRequest | SessionRequest, data: Sequence[memoryview]) -> Inputs:
     """Return the arrays of the inputs, whose data are in the message if there are no `data`."""
     if not data:
         return {
@@ -203,11 +198,25 @@ def _decode_inputs(message: PredictRequest, data: Sequence[memoryview]) -> Input
     return inputs
 
 
+def is_slow(message: PredictRequest | SessionRequest, nbytes: int, limits: Limits) -> bool:
+    """Return whether decoding the inputs takes long. Raises InvalidArgumentError."""
+    dtypes = {tensor.dtype for tensor in message.inputs}
+    if dtypes.isdisjoint(_COPIED_DTYPES):
+        return False
+    strings = limits.check_strings(
+        math.prod(tensor.shape)
+        for tensor in message.inputs
+        if tensor.dtype == DataType.DATA_TYPE_STRING
+    )
+    return strings >= SLOW_STRINGS or nbytes >= SLOW_BYTES
+
+
 def _has_task(task: Task, model: Model) -> bool:
     return task == model.metadata.task
 
 
-def _input_types(message: PredictRequest) -> dict[str, TensorType]:
+def input_types(message: PredictRequest | SessionRequest) -> dict[str, TensorType]:
+    """Return the dtype and shape of each input. Raises InvalidArgumentError."""
     types: dict[str, TensorType] = {}
     for tensor in message.inputs:
         if tensor.name in types:

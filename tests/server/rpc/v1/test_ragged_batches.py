@@ -1,4 +1,4 @@
-"""Sequences of different lengths by calls and streams: each gets its own answer, whoever is beside.
+"""Sequences of different lengths by calls and streams: each gets its own answer, among others.
 
 Responses are cut from batches, templates and coalesced requests of a stream included.
 """
