@@ -12,6 +12,7 @@ from neurona_server.sequences import graph as recurrent_graph
 from neurona_server.sequences.form import SequenceForm
 from neurona_server.sequences.graph import NotRewrittenError, OldOperatorsError
 from neurona_server.sequences.proof import TOLERANCE, Run, disprove_lengths, disprove_state
+from neurona_server.sequences.rewriting import RewrittenGraph, rewrite
 from neurona_server.sequences.tensor_axes import (
     TRACED_SIZES,
     Axis,
@@ -160,10 +161,10 @@ class _FormFinder:
 
     def _rewrite(
         self, model: "ModelProto", axes: TensorAxes, *, with_state: bool = True
-    ) -> recurrent_graph.RewrittenGraph:
+    ) -> RewrittenGraph:
         source = self._source
         names = {*source.inputs, *source.overridable}
-        return recurrent_graph.rewrite(model, axes, names, source.lengths, with_state=with_state)
+        return rewrite(model, axes, names, source.lengths, with_state=with_state)
 
     def _trace(self, model: "ModelProto") -> Trace:
         content, names = recurrent_graph.with_all_tensors(model)
