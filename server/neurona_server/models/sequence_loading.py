@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.prediction_pb2 import DataType, SequenceMethod
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import DeviceLostError, LoadError
@@ -103,8 +103,13 @@ def find_sequences(
 
 
 def batch_sequences(
-    batcher: Batcher, form: SequenceForm, signature: Signature, metrics: ModelMetrics
-) -> None:
+    batcher: Batcher,
+    form: SequenceForm,
+    signature: Signature,
+    metrics: ModelMetrics,
+    *,
+    is_mixed: bool = True,
+) -> SequenceMethod:
     """Have the requests of a recurrent model share runs as far as it is known how.
 
     Args:
@@ -112,12 +117,19 @@ def batch_sequences(
         form: How the model reads sequences; it has time axes.
         signature: Gets the groups of requests.
         metrics: Count the steps.
+        is_mixed: Whether requests of different lengths share runs, if they can.
+
+    Returns:
+        How they do.
     """
+    is_mixed = is_mixed and form.is_ragged
     names = [spec.name for spec in signature.inputs]
-    signature.group_sequences = LengthGrouper(form, names, is_mixed=form.is_ragged)
+    signature.group_sequences = LengthGrouper(form, names, is_mixed=is_mixed)
     batcher.joiner = RaggedJoiner(form, metrics.sequences.record_run)
-    if form.is_ragged:
-        batcher.queue.merge = LengthMerger(batcher.cost_model.predict)
+    batcher.queue.merge = LengthMerger(batcher.cost_model.predict) if is_mixed else None
+    if is_mixed:
+        return SequenceMethod.SEQUENCE_METHOD_RAGGED
+    return SequenceMethod.SEQUENCE_METHOD_EQUAL_LENGTHS
 
 
 def round_steps(batcher: Batcher) -> None:
