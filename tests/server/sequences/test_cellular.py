@@ -175,7 +175,7 @@ def test_a_sequence_that_makes_a_run_fail_fails_alone(load):
     model = load(MODELS["rnn"])
     good = [SequenceRequest(model, MODELS["rnn"].make_inputs(1, 40 + 9 * i, i)) for i in range(9)]
     bad = MODELS["rnn"].make_inputs(1, 150, 7)
-    bad["tokens"][0, 100] = TOKENS + 5  # found in a later chunk, when the others are under way
+    bad["tokens"][0, 100] = TOKENS + 5  # found in a later chunk, when the others are in progress
     bad = SequenceRequest(model, bad)
     combined = MODELS["rnn"].make_inputs(4, 120, 8)
     combined["tokens"][3, 70] = TOKENS + 5
@@ -248,7 +248,7 @@ def test_any_interleaving_gives_the_answers_of_running_alone(load, seed):
 
 
 def test_a_short_sequence_does_not_wait_for_long_ones(load):
-    """It joins those that are under way, also when these fill a run and more wait."""
+    """It joins those that are in progress, also when these fill a run and more wait."""
     model = load(policy=BatchPolicy(max_rows=2))
     long = [SequenceRequest(model, MODELS["lstm"].make_inputs(1, 40_000, i)) for i in range(4)]
     for request in long:
@@ -319,5 +319,27 @@ def test_the_method_is_that_of_the_option_where_it_is_possible(
     ]
     for request in requests:
         model.batcher.submit(request)
+    for request in requests:
+        assert_equal(request.result(), alone(model, request.inputs))
+
+
+def test_the_thread_of_the_transport_runs_whole_sequences_beside_the_slots(load):
+    model = load(inline="always")
+    assert model.batcher.inline
+    assert not load(inline=None).batcher.inline
+    recurrent = MODELS["lstm"]
+    for steps in (6, 50, 400):  # runs of a length that was not measured are left to the instances
+        measured = SequenceRequest(model, recurrent.make_inputs(8, steps, 1))
+        model.batcher.submit(measured)
+        measured.result()
+    deferred, requests = [], []
+    for number in range(60):
+        inputs = recurrent.make_inputs(1, 1 + number * 7 % 200, number)
+        request = SequenceRequest(model, inputs)
+        model.batcher.submit(request, deferred.append if number % 2 else None)
+        requests.append(request)
+    for call in deferred:
+        while call():
+            pass
     for request in requests:
         assert_equal(request.result(), alone(model, request.inputs))
