@@ -1,8 +1,6 @@
 """neurona predict: predictions for files."""
 
 import argparse
-import json
-import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -11,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from neurona_client.cli.arguments import (
     FAILED,
+    WRONG_USAGE,
     CommandError,
     add_request_arguments,
     add_version_arguments,
     make_client,
 )
-from neurona_client.cli.json_output import print_json, to_json
-from neurona_client.cli.terminal import printable, progress_bar, table, truncate
-from neurona_client.errors import NeuronaError
+from neurona_client.cli.json_output import print_json
+from neurona_client.cli.result_rows import Row, error_rows, print_rows, result_rows
+from neurona_client.cli.terminal import printable, progress_bar
 
 if TYPE_CHECKING:
     from neurona_client.cli.sample_files import Sample
@@ -40,25 +39,26 @@ examples:
   neurona predict mlp-houses houses.csv
   printf '5,11,16,23\\n' | neurona predict rnn -
   neurona predict lstm batch.npy --version 2
+  tail -f measurements.csv | neurona predict lstm --follow
 """
 
 MAX_CALLS_IN_FLIGHT = 32
 """They share a stream."""
 
-MAX_TEXT_WIDTH = 200
-"""Of the outputs in the table; --json prints all."""
-
-MAX_REASON_LENGTH = 1000
-"""Of the reason why a file failed, which may quote the file."""
-
-Row = dict[str, Any]
-"""One row of the results, as --json prints it."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder, or - for CSV")
+    files = parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="file, folder, or - for CSV"
+    )
+    parser.add_argument(
+        "--follow",
+        action=_FollowAction,
+        files=files,
+        help="of a model with a state: take the steps of one sequence from standard input as they "
+        "come, lines of CSV or JSON, and print an answer to each",
+    )
     parser.add_argument(
         "--top",
         type=_positive_count,
@@ -71,8 +71,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_request_arguments(parser)
 
 
+class _FollowAction(argparse.Action):
+    """Sets the flag, with which no FILE is required."""
+
+    def __init__(self, *, files: argparse.Action, **options: Any) -> None:
+        super().__init__(nargs=0, default=False, **options)
+        self._files = files
+
+    def __call__(self, _: argparse.ArgumentParser, namespace: argparse.Namespace, *__: Any) -> None:
+        self._files.required = False
+        setattr(namespace, self.dest, True)
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand and return the exit status."""
+    if options.follow:
+        return _follow(options)
+    if not options.files:
+        raise CommandError(
+            "no files (expected FILE, or - for CSV from standard input)", WRONG_USAGE
+        )
     from neurona_client.cli.sample_files import list_files
 
     # Pillow warns of peculiar metadata; what makes a picture unreadable is an error.
@@ -86,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
             done.add(name)
             bar.show(len(done), printable(name))
             failures += isinstance(outcome, Exception)
-            new_rows = _error_rows(name, outcome) if isinstance(outcome, Exception) else outcome
+            new_rows = error_rows(name, outcome) if isinstance(outcome, Exception) else outcome
             if not options.json:
                 rows += new_rows
                 continue
@@ -94,8 +112,20 @@ def run(options: argparse.Namespace) -> int:
             for row in new_rows:
                 print_json(row)
     if not options.json:
-        _print_table(rows)
+        print_rows(rows)
     return FAILED if failures else 0
+
+
+def _follow(options: argparse.Namespace) -> int:
+    if options.files not in (None, ["-"]):
+        raise CommandError(
+            f"--follow with the file {options.files[0]} (expected standard input alone)",
+            WRONG_USAGE,
+        )
+    from neurona_client.cli.follow import follow
+
+    with make_client(options) as client:
+        return follow(client, options)
 
 
 def _predict_files(
@@ -121,7 +151,7 @@ def _predict_files(
         if sample is None or isinstance(future, Exception):
             return name, future if isinstance(future, Exception) else []
         try:
-            return name, _result_rows(name, sample, future.result())
+            return name, result_rows(sample.names, name, future.result())
         except Exception as error:  # of any library: the other files are predicted
             return name, error
 
@@ -139,91 +169,6 @@ def _predict_files(
                 yield wait_for_oldest()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _result_rows(name: str, sample: "Sample", result: "Prediction") -> list[Row]:
-    message = result.message
-    count = max(1, len(result))
-    has_row_names = len(sample.names) == count
-    names = sample.names if has_row_names else [name] * count
-    rows = []
-    for index in range(count):
-        row: Row = {"file": names[index], "model": result.model, "version": result.version}
-        if count > 1 and not has_row_names:
-            row["row"] = index
-        if message.HasField("classification"):
-            row["classes"] = [
-                {"label": one.label, "probability": round(one.probability, 7), "index": one.index}
-                for one in result[index].top
-            ]
-        elif message.HasField("regression"):
-            row["values"] = [
-                {"name": spec.name, "value": value, "unit": spec.unit}
-                for value, spec in zip(result[index].values, message.regression.values, strict=True)
-            ]
-        else:
-            item = result[index] if len(result) == count else result
-            row["outputs"] = {name: _to_json(array) for name, array in item.outputs.items()}
-        rows.append(row)
-    return rows
-
-
-def _to_json(array: Any) -> Any:
-    """Return nested lists, with bytes as text, those that are not UTF-8 as backslash escapes."""
-    values = array.tolist() if hasattr(array, "tolist") else array  # text of one row has none
-    text = json.dumps(values, default=lambda one: one.decode("utf-8", "backslashreplace"))
-    return json.loads(text)
-
-
-def _error_rows(name: str, error: Exception) -> list[Row]:
-    reason = str(error)
-    if isinstance(error, NeuronaError | CommandError):
-        pass
-    elif isinstance(error, OSError):
-        reason = error.strerror or reason
-    else:  # a bug
-        reason = f"internal error: {type(error).__name__}: {error}"
-    return [{"file": name, "error": truncate(reason, MAX_REASON_LENGTH)}]
-
-
-def _print_table(rows: list[Row]) -> None:
-    results = [row for row in rows if "error" not in row]
-    lines = [(_row_name(row), *_cells(row)) for row in results]
-    if lines:
-        header = ("FILE", *_header(results[0]))
-        right_aligned = (2,) if "outputs" not in results[0] else ()
-        for line in table(header, lines, right_aligned=right_aligned):
-            print(line)
-    for row in rows:
-        if "error" in row:
-            print(f"neurona: {printable(row['file'])}: {printable(row['error'])}", file=sys.stderr)
-
-
-def _row_name(row: Row) -> str:
-    return f"{row['file']}[{row['row']}]" if "row" in row else str(row["file"])
-
-
-def _header(row: Row) -> tuple[str, ...]:
-    if "classes" in row:
-        has_others = len(row["classes"]) > 1
-        return ("LABEL", "PROBABILITY", *(["NEXT"] if has_others else []))
-    return ("NAME", "VALUE", "UNIT") if "values" in row else ("OUTPUTS",)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    if "classes" in row:
-        if not row["classes"]:
-            return ("", "")
-        best, *others = row["classes"]
-        next_classes = ", ".join(f"{one['label']} {one['probability']:.3f}" for one in others)
-        return (best["label"], f"{best['probability']:.3f}", *([next_classes] if others else []))
-    if "values" in row:
-        values = row["values"]
-        names = ", ".join(one["name"] for one in values)
-        units = ", ".join(dict.fromkeys(one["unit"] for one in values))
-        return (names, ", ".join(f"{one['value']:.6g}" for one in values), units)
-    text = to_json(row["outputs"])
-    return (truncate(text, MAX_TEXT_WIDTH),)
 
 
 def _positive_count(text: str) -> int:

@@ -8,6 +8,8 @@ with names is one sequence: its rows follow each other in time.
 It is one file because names, forms of cells and shapes are decided together for each table.
 """
 
+import copy
+import csv
 import itertools
 import math
 import re
@@ -130,6 +132,123 @@ def read_text_samples(content: bytes, name: str, model: ModelDescription) -> Ite
     lines: list[Record] = [(line, [text]) for line, text in text_lines(content)]
     reader = _SampleReader(name, model, specs, lengths, lambda: iter(lines), "")
     yield from reader.rows_of_cells()
+
+
+class StepReader:
+    """Reads the rows of a table one by one, each as the next steps of one sequence.
+
+    A row before the others may have the names of columns. How numbers and dates are written is
+    decided by the rows so far.
+
+    Args:
+        name: of the file.
+        model: what the steps are for, which takes one input.
+
+    Raises:
+        InvalidInputError: the model takes several inputs.
+    """
+
+    def __init__(self, name: str, model: ModelDescription) -> None:
+        specs, lengths = main_inputs(model)
+        if len(specs) != 1:
+            raise InvalidInputError(
+                f"model takes {len(specs)} inputs: {_listed([spec.name for spec in specs])} "
+                "(expected lines of JSON, with an array for each name)"
+            )
+        self._name = name
+        self._model = model
+        self._lengths = lengths
+        self._spec = specs[0]
+        self._rows: _SampleReader | None = None
+        self._header: Header | None = None
+        self._columns: list[_Column] = []
+        self._evidence: list[NumberEvidence | DateEvidence] = []
+
+    def read(self, line: int, text: str) -> Inputs | None:
+        """Read a line.
+
+        Returns:
+            The steps; None: the line is blank or has the names of columns.
+
+        Raises:
+            InvalidInputError: the line does not suit the model.
+            FileContentError: the line is no row of a table.
+        """
+        is_plain_text = self._spec.dtype == "STRING" and not self._spec.columns
+        if self._rows is None:
+            separators = (",",) if is_plain_text else SEPARATORS
+            separator = TableText(text.encode(), separators).separator
+        else:
+            separator = self._rows.separator
+        cells = _divide(line, text, separator, strip=not is_plain_text)
+        if not any(cell.strip() for cell in cells):
+            return None
+        record = (line, cells)
+        if self._rows is None:
+            rows = _SampleReader(
+                self._name,
+                *(self._model, [self._spec], self._lengths),
+                lambda: iter([record]),
+                separator,
+            )
+            has_names = self._has_names(rows, record)
+            self._rows = rows
+            if has_names:
+                return None
+        if self._header is not None:
+            cells = self._header.check_width(record)
+            cells = [cells[column.position] for column in self._columns]
+        if is_plain_text:
+            values = _characters(cells, line) if self._spec.unit == CHARACTER else cells
+        else:
+            values = self._parse(line, cells, self._rows)
+        return {self._spec.name: _to_sample(values, self._spec, line)}
+
+    def _has_names(self, rows: "_SampleReader", first: Record) -> bool:
+        """Decide whether the first row has names, and what each cell of a step is."""
+        spec, cells = self._spec, first[1]
+        if _column_names(spec):
+            self._header, self._columns = rows._find_columns(first)
+            self._evidence = [
+                (DateEvidence if column.is_date else NumberEvidence)(f"column {column.title!r}")
+                for column in self._columns
+            ]
+            return self._header is not None
+        count = max(1, math.prod(size for size in spec.shape[1:] if size >= 0))
+        self._evidence = [NumberEvidence(f"cell {index + 1}") for index in range(count)]
+        return spec.dtype != "STRING" and not any(map(is_number, cells))
+
+    def _parse(self, line: int, cells: Sequence[str], rows: "_SampleReader") -> list[Any]:
+        count = len(self._evidence)
+        evidence = copy.deepcopy(self._evidence)  # that of a row which fails does not count
+        for index, cell in enumerate(cells):
+            evidence[index % count].add(line, cell)
+        numbers = [one for one in evidence if isinstance(one, NumberEvidence)]
+        dates = [one for one in evidence if isinstance(one, DateEvidence)]
+        number_format = iter(number_formats(numbers, rows._default_format()))
+        date_format = iter(date_formats(dates, rows._order()))
+        formats = [
+            next(number_format) if isinstance(one, NumberEvidence) else next(date_format)
+            for one in evidence
+        ]
+        values = []
+        for index, cell in enumerate(cells):
+            try:
+                values.append(_parse_cell(cell, self._spec, formats[index % count]))
+            except FileContentError as error:
+                where = evidence[index % count].where
+                raise InvalidInputError(f"line {line}, {where}: {error}") from error
+        self._evidence = evidence
+        return values
+
+
+def _divide(line: int, text: str, separator: str, *, strip: bool) -> list[str]:
+    reader = csv.reader([text], delimiter=separator, skipinitialspace=strip, strict=True)
+    try:
+        cells = next(reader, [])
+    except csv.Error as error:
+        raise FileContentError(f"line {line}: invalid quotes: {error}") from error
+    return [cell.strip() for cell in cells] if strip else cells
 
 
 @dataclass(frozen=True)

@@ -537,7 +537,7 @@ class Queue:
         self._virtual_time = turn.finish_tag
         turn.finish_tag += rows / turn.weight
         for other in self._levels:  # room that is left costs nothing, so no level pays for it
-            if other is not turn:
+            if other is not turn and other.rows:
                 filled = self._fill_from(other, batch, groups, rows, limit)
                 batch.level_rows[other.priority] = filled - rows
                 rows = filled

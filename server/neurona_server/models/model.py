@@ -230,7 +230,9 @@ class Model:
             new_cost_model=SequenceCostModel if has_steps else CostModel,
         )
         if has_steps and self.sequences is not None:
-            batch_sequences(self.batcher, self.sequences, self.signature, self.metrics)
+            self.sequence_method = batch_sequences(
+                self.batcher, self.sequences, self.signature, self.metrics
+            )
         # No method of the model: with a cycle, its memory would wait for the garbage collector.
         self.batcher.free_memory = partial(_free_device_memory, self.sessions)
         inputs = self.signature.inputs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from neurona_protos.prediction_pb2 import DataType
+from neurona_protos.prediction_pb2 import DataType, SequenceMethod
 from neurona_server.batching.batcher import Batcher
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import DeviceLostError, LoadError
@@ -18,12 +18,14 @@ from neurona_server.models.onnx.session import Session
 from neurona_server.models.signature import Signature, TensorSpec, means_unknown_size
 from neurona_server.models.synthetic_inputs import make_inputs
 from neurona_server.sequences.analysis import (
+    Comparison,
     RecurrentSource,
     SequenceAnalysis,
     analyse,
     without_lengths,
 )
 from neurona_server.sequences.form import SequenceForm
+from neurona_server.sequences.graph import with_external_data
 from neurona_server.sequences.merging import LengthMerger
 from neurona_server.sequences.ragged import LengthGrouper, RaggedJoiner
 from neurona_server.sequences.tensor_axes import FreeAxis
@@ -34,6 +36,13 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 1 << 29
 """Of a model with its external data: the rewritten graph is a copy of it in memory, and for a while
 two more are loaded."""
+
+GPU_TOLERANCE = 0.01
+"""Relative to the largest value: a GPU multiplies with TF32, and sums in another order for another
+number of rows."""
+
+_PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
+"""Others compile graphs, and cannot be trusted to do so for any length."""
 
 _FREE_SIZE = 6
 """Of free axes that are not changed."""
@@ -94,8 +103,13 @@ def find_sequences(
 
 
 def batch_sequences(
-    batcher: Batcher, form: SequenceForm, signature: Signature, metrics: ModelMetrics
-) -> None:
+    batcher: Batcher,
+    form: SequenceForm,
+    signature: Signature,
+    metrics: ModelMetrics,
+    *,
+    is_mixed: bool = True,
+) -> SequenceMethod:
     """Have the requests of a recurrent model share runs as far as it is known how.
 
     Args:
@@ -103,12 +117,19 @@ def batch_sequences(
         form: How the model reads sequences; it has time axes.
         signature: Gets the groups of requests.
         metrics: Count the steps.
+        is_mixed: Whether requests of different lengths share runs, if they can.
+
+    Returns:
+        How they do.
     """
+    is_mixed = is_mixed and form.is_ragged
     names = [spec.name for spec in signature.inputs]
-    signature.group_sequences = LengthGrouper(form, names, is_mixed=form.is_ragged)
+    signature.group_sequences = LengthGrouper(form, names, is_mixed=is_mixed)
     batcher.joiner = RaggedJoiner(form, metrics.sequences.record_run)
-    if form.is_ragged:
-        batcher.queue.merge = LengthMerger(batcher.cost_model.predict)
+    batcher.queue.merge = LengthMerger(batcher.cost_model.predict) if is_mixed else None
+    if is_mixed:
+        return SequenceMethod.SEQUENCE_METHOD_RAGGED
+    return SequenceMethod.SEQUENCE_METHOD_EQUAL_LENGTHS
 
 
 def round_steps(batcher: Batcher) -> None:
@@ -166,18 +187,24 @@ class _SequenceLoading:
 
     def find_obstacle(self, *, is_reshaped: bool) -> str:
         """Return why the model is served one length at a time, "" if nothing is known yet."""
+        provider = self._session.provider
+        if reason := self._find_unusual_input():
+            return reason
+        if not self._is_batched:
+            return "its requests cannot share runs: axis 0 is not that of independent rows"
+        if is_reshaped:
+            return "its config.pbtxt reshapes its tensors"
+        if provider not in _PROVIDERS:
+            return f"it runs on {provider}, which compiles graphs"
+        nested = self._session.outline.nested_external
+        return "a graph inside a node has external data" if nested else ""
+
+    def _find_unusual_input(self) -> str:
         for spec in self._specs:
             if spec.any_shape:
                 return f"input {spec.name!r} has no declared shape"
             if spec.dtype in _NO_ARRAYS:
                 return f"input {spec.name!r} is {spec}"
-        if not self._is_batched:
-            return "its requests cannot share runs: axis 0 is not that of independent rows"
-        if is_reshaped:
-            return "its config.pbtxt reshapes its tensors"
-        outline = self._session.outline
-        if outline.nested_external:
-            return "a graph inside a node has external data"
         return ""
 
     def analyse(self) -> SequenceAnalysis:
@@ -187,17 +214,31 @@ class _SequenceLoading:
         if nbytes > MAX_BYTES:
             reason = f"it has {nbytes:,} bytes (expected up to {MAX_BYTES:,})"
             return SequenceAnalysis(without_lengths({}, reason))
+        content = with_external_data(self._path.read_bytes(), read_external(files))
         source = RecurrentSource(
-            file_run=self._cancellable(self._session.run),
+            comparisons=self._comparisons(content),
             open_trace=self._open_trace,
-            open_graph=self._open_graph,
             make_inputs=self._make_inputs,
             axis_groups=_group_axes(self._specs),
             lengths=[name for name in self._lengths if name in {one.name for one in self._specs}],
             inputs=[spec.name for spec in self._specs],
             overridable=[spec.name for spec in self._optional],
         )
-        return analyse(self._path.read_bytes(), read_external(files), source)
+        return analyse(content, source)
+
+    def _comparisons(self, content: bytes) -> list[Comparison]:
+        """Return ways to compare; a GPU rounds too differently from run to run to do it alone."""
+        file_run = self._cancellable(self._session.run)
+        if self._session.device.kind == "cpu":
+            return [Comparison(file_run, self._open_graph)]
+        return [
+            Comparison(self._open_trace(content), self._open_on_cpu),
+            Comparison(file_run, self._open_graph, GPU_TOLERANCE),
+        ]
+
+    def _open_on_cpu(self, content: bytes, form: SequenceForm) -> Callable[[Inputs], Outputs]:
+        graph = self._session.open_sequence_graph(content, form, self._cancellation, on_cpu=True)
+        return self._cancellable(graph.run)
 
     def _open_trace(self, content: bytes) -> Callable[[Inputs], Outputs]:
         return self._cancellable(self._session.open_trace(content, self._cancellation))

@@ -11,7 +11,14 @@ from neurona_server.batching.request import Array, Inputs
 from neurona_server.sequences import graph as recurrent_graph
 from neurona_server.sequences.form import SequenceForm
 from neurona_server.sequences.graph import NotRewrittenError, OldOperatorsError
-from neurona_server.sequences.proof import Run, disprove_lengths, disprove_state
+from neurona_server.sequences.proof import (
+    TOLERANCE,
+    Run,
+    disprove_lengths,
+    disprove_state,
+    find_tolerance,
+)
+from neurona_server.sequences.rewriting import RewrittenGraph, rewrite
 from neurona_server.sequences.tensor_axes import (
     TRACED_SIZES,
     Axis,
@@ -38,15 +45,28 @@ class SequenceAnalysis(NamedTuple):
     """The rewritten graph; none if nothing was proved of it."""
 
 
+class Comparison(NamedTuple):
+    """A way to run the file and a graph that it is rewritten to.
+
+    Attributes:
+        file_run: Runs the file as it is.
+        open_graph: Opens a graph that takes what a form says; returns what runs it.
+        tolerance: By how much answers may differ, relative to the largest value.
+    """
+
+    file_run: Run
+    open_graph: Callable[[bytes, SequenceForm], Run]
+    tolerance: float = TOLERANCE
+
+
 @dataclass(frozen=True)
 class RecurrentSource:
     """A recurrent model and ways to run it.
 
     Attributes:
-        file_run: Runs the file as it is.
+        comparisons: Ways to run the file and the rewritten graph, all of which must agree; the last
+            is that of serving.
         open_trace: Opens a graph without replacing its nodes; returns what runs it.
-        open_graph: Opens a graph as the file is opened, with what its SequenceForm says; returns
-            what runs it.
         make_inputs: Makes inputs.
         axis_groups: The free axes of the inputs but for axis 0; those of a group have equal sizes.
         lengths: The inputs in which callers send lengths.
@@ -54,9 +74,8 @@ class RecurrentSource:
         overridable: Those that they may leave out.
     """
 
-    file_run: Run
+    comparisons: Sequence[Comparison]
     open_trace: Callable[[bytes], Run]
-    open_graph: Callable[[bytes, SequenceForm], Run]
     make_inputs: MakeInputs
     axis_groups: Sequence[Collection[FreeAxis]]
     lengths: Sequence[str] = ()
@@ -64,21 +83,18 @@ class RecurrentSource:
     overridable: Collection[str] = field(default=())
 
 
-def analyse(
-    content: bytes, external: Mapping[str, bytes], source: RecurrentSource
-) -> SequenceAnalysis:
+def analyse(content: bytes, source: RecurrentSource) -> SequenceAnalysis:
     """Return how a model reads sequences, proved by runs.
 
     Args:
-        content: The ONNX file.
-        external: Its external data by location.
+        content: The ONNX file, without external data.
         source: Ways to run it.
 
     Raises:
         Exception: What runs and their cancellation raise.
     """
     try:
-        return _FormFinder(recurrent_graph.read_model(content, external), source).analyse()
+        return _FormFinder(recurrent_graph.read_model(content), source).analyse()
     except (NotRewrittenError, UnknownAxesError) as error:
         return SequenceAnalysis(without_lengths({}, str(error)))
 
@@ -126,24 +142,36 @@ class _FormFinder:
         reason = rewritten.stateless_reason
         while True:
             form = replace(form, state_size=rewritten.state_size, stateless_reason=reason)
-            run = source.open_graph(rewritten.content, form)
-            make_rows = self._row_maker(time_axes)
-            if problem := disprove_lengths(source.file_run, run, form, make_rows):
-                raise NotRewrittenError(problem)
-            if not form.has_state:
-                return SequenceAnalysis(form, rewritten.content)
-            reason = disprove_state(source.file_run, run, form, make_rows)
+            reason = self._disprove(rewritten.content, form)
             if not reason:
                 return SequenceAnalysis(form, rewritten.content)
-            del run
             rewritten = self._rewrite(model, axes, with_state=False)
+
+    def _disprove(self, content: bytes, form: SequenceForm) -> str:
+        """Return why the states of a graph are wrong, "" if they are right or it has none.
+
+        Raises:
+            NotRewrittenError: Its answers to rows of different lengths are wrong.
+        """
+        make_rows = self._row_maker(form.time_axes)
+        for comparison in self._source.comparisons:
+            run = comparison.open_graph(content, form)
+            tolerance = find_tolerance(comparison.file_run, form, make_rows, comparison.tolerance)
+            problem = disprove_lengths(comparison.file_run, run, form, make_rows, tolerance)
+            if problem:
+                raise NotRewrittenError(problem)
+            if form.has_state:
+                problem = disprove_state(comparison.file_run, run, form, make_rows, tolerance)
+            if problem:
+                return problem
+        return ""
 
     def _rewrite(
         self, model: "ModelProto", axes: TensorAxes, *, with_state: bool = True
-    ) -> recurrent_graph.RewrittenGraph:
+    ) -> RewrittenGraph:
         source = self._source
         names = {*source.inputs, *source.overridable}
-        return recurrent_graph.rewrite(model, axes, names, source.lengths, with_state=with_state)
+        return rewrite(model, axes, names, source.lengths, with_state=with_state)
 
     def _trace(self, model: "ModelProto") -> Trace:
         content, names = recurrent_graph.with_all_tensors(model)

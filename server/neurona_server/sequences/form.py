@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 LENGTHS = "neurona.lengths"
-"""Name of an input of a run: the steps of each row, int32 (rows,). Without it all rows have all."""
+"""Name of an input of a run: the steps of each row, int32 (rows,), 1 or more.
+
+Without it all rows have all steps. A row of 0 steps has no answer, and its next state is zeros."""
 
 STATE = "neurona.state"
 """Name of an input of a run: the state before the first step of each row, float32 (rows, size).

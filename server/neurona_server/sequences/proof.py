@@ -14,6 +14,13 @@ from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
 TOLERANCE = 1e-5
 """Of outputs, relative to the largest value of the output, or absolute below 1."""
 
+MAX_TOLERANCE = 1e-3
+"""The same for a model whose layers make rounding errors grow, so that it gives rows other answers
+in a batch of equal lengths, too."""
+
+_ROUNDINGS = 4
+"""The tolerance for such a model, relative to how much these answers differ."""
+
 _PRECISION = 8
 """Of float16, whose rounding is coarser, so many roundings are allowed."""
 
@@ -40,7 +47,38 @@ MakeRows = Callable[[int, int, int], dict[str, Array]]
 """Makes inputs of a number of rows, a number of steps and a seed."""
 
 
-def disprove_lengths(file_run: Run, graph_run: Run, form: SequenceForm, make_rows: MakeRows) -> str:
+def find_tolerance(
+    file_run: Run, form: SequenceForm, make_rows: MakeRows, tolerance: float = TOLERANCE
+) -> float:
+    """Return by how much answers may differ: more where those of the file do in a batch.
+
+    Args:
+        file_run: Runs the file as it is.
+        form: How it reads sequences.
+        make_rows: Makes inputs; lengths that callers send are all steps.
+        tolerance: The least to return.
+
+    Raises:
+        Exception: What runs raise.
+    """
+    largest = 0.0
+    for seed, (lengths, width) in enumerate(RAGGED_LENGTHS, start=1):
+        inputs = make_rows(len(lengths), width, seed)
+        together = file_run(inputs)
+        for row in range(len(lengths)):
+            alone = file_run(_cut(inputs, form, row, 0, width))
+            for one, other in zip(together, alone, strict=True):
+                largest = max(largest, _rounding(np.asarray(one)[row : row + 1], np.asarray(other)))
+    return max(tolerance, min(_ROUNDINGS * largest, MAX_TOLERANCE))
+
+
+def disprove_lengths(
+    file_run: Run,
+    graph_run: Run,
+    form: SequenceForm,
+    make_rows: MakeRows,
+    tolerance: float = TOLERANCE,
+) -> str:
     """Return why rows of different lengths cannot be run together, "" if they can.
 
     Args:
@@ -48,6 +86,7 @@ def disprove_lengths(file_run: Run, graph_run: Run, form: SequenceForm, make_row
         graph_run: Runs the rewritten graph.
         form: What it is rewritten for.
         make_rows: Makes inputs; lengths that callers send are all steps.
+        tolerance: By how much outputs may differ.
 
     Raises:
         Exception: What runs raise.
@@ -57,7 +96,7 @@ def disprove_lengths(file_run: Run, graph_run: Run, form: SequenceForm, make_row
         inputs = make_rows(len(lengths), width, seed)
         whole = graph_run(inputs)
         for index, (before, after) in enumerate(zip(file_run(inputs), whole, strict=True)):
-            if not _is_equal(np.asarray(after), np.asarray(before)):
+            if not _is_equal(np.asarray(after), np.asarray(before), tolerance):
                 return f"output {index} of sequences without padding is another one"
         expected = [
             file_run(_cut(inputs, form, row, 0, length)) for row, length in enumerate(lengths)
@@ -70,7 +109,7 @@ def disprove_lengths(file_run: Run, graph_run: Run, form: SequenceForm, make_row
                 _cut_output(output, form.output_time_axes.get(index), row, 0, length)
                 for index, output in enumerate(together)
             ]
-            if difference := _describe_difference(actual, expected[row]):
+            if difference := _describe_difference(actual, expected[row], tolerance):
                 return f"outputs depend on padding behind the end of a sequence: {difference}"
         answers.extend(expected)
     if not _vary(answers):
@@ -78,7 +117,13 @@ def disprove_lengths(file_run: Run, graph_run: Run, form: SequenceForm, make_row
     return ""
 
 
-def disprove_state(file_run: Run, graph_run: Run, form: SequenceForm, make_rows: MakeRows) -> str:
+def disprove_state(
+    file_run: Run,
+    graph_run: Run,
+    form: SequenceForm,
+    make_rows: MakeRows,
+    tolerance: float = TOLERANCE,
+) -> str:
     """Return why sequences cannot be run in pieces, "" if they can.
 
     Args and raised errors are those of `disprove_lengths`.
@@ -96,7 +141,7 @@ def disprove_state(file_run: Run, graph_run: Run, form: SequenceForm, make_rows:
                 else np.concatenate([outputs[index] for outputs in pieces], axis)
                 for index in range(len(pieces[0]))
             ]
-            if difference := _describe_difference(actual, expected[row]):
+            if difference := _describe_difference(actual, expected[row], tolerance):
                 return f"outputs in pieces differ from those of whole sequences: {difference}"
     return ""
 
@@ -175,12 +220,12 @@ def _with_padding(
     return arrays
 
 
-def _describe_difference(actual: Sequence[Array], expected: Outputs) -> str:
+def _describe_difference(actual: Sequence[Array], expected: Outputs, tolerance: float) -> str:
     for index, (one, output) in enumerate(zip(actual, expected, strict=True)):
         other = np.asarray(output)
         if one.shape != other.shape:
             return f"output {index} has shape {[*one.shape]} (expected {[*other.shape]})"
-        if not _is_equal(one, other):
+        if not _is_equal(one, other, tolerance):
             if one.dtype.kind != "f":
                 return f"output {index}"
             with np.errstate(invalid="ignore"):
@@ -188,12 +233,12 @@ def _describe_difference(actual: Sequence[Array], expected: Outputs) -> str:
     return ""
 
 
-def _is_equal(first: Array, second: Array) -> bool:
+def _is_equal(first: Array, second: Array, tolerance: float) -> bool:
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     if first.dtype.kind != "f":
         return bool(np.array_equal(first, second))
-    tolerance = max(TOLERANCE, _PRECISION * float(np.finfo(first.dtype).eps))
+    tolerance = max(tolerance, _PRECISION * float(np.finfo(first.dtype).eps))
     first, second = first.astype(np.float64), second.astype(np.float64)
     finite = np.where(np.isfinite(second), np.abs(second), 0)
     allowed = tolerance * max(1.0, float(finite.max(initial=0)))
@@ -201,6 +246,17 @@ def _is_equal(first: Array, second: Array) -> bool:
         close = np.abs(first - second) <= allowed
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     return bool(np.all(close | same))
+
+
+def _rounding(first: Array, second: Array) -> float:
+    """Return the largest difference, relative to the largest value, or absolute below 1."""
+    if first.shape != second.shape or first.dtype.kind != "f":
+        return 0.0
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    finite = np.isfinite(first) & np.isfinite(second)
+    largest = float(np.abs(second, where=finite, out=np.zeros_like(second)).max(initial=0))
+    difference = np.abs(first - second, where=finite, out=np.zeros_like(second))
+    return float(difference.max(initial=0)) / max(1.0, largest)
 
 
 def _vary(answers: Sequence[Outputs]) -> bool:

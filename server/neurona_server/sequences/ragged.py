@@ -24,9 +24,9 @@ from neurona_server.batching.request import Array, Inputs, Outputs, Request
 from neurona_server.errors import InvalidArgumentError, InvalidValueError
 from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
 
-BUCKETS_PER_DOUBLING = 4
+BUCKETS_PER_DOUBLING = 8
 """Length buckets between a length and twice that length: within its bucket a sequence is padded by
-at most 19 %, by 9 % on average."""
+at most 9 %, by 5 % on average. More buckets would make cutting a batch slower."""
 
 MAX_STEPS = 1 << 31
 """Lengths are int32."""

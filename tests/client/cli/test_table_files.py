@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neurona_client.cli.table_files import read_table_samples, read_text_samples
+from neurona_client.cli.table_files import StepReader, read_table_samples, read_text_samples
 from neurona_client.descriptions import ModelDescription, TensorSpec
 from neurona_client.errors import InvalidInputError
 from neurona_client.files.content import FileContentError
@@ -217,3 +217,55 @@ def test_a_nameless_column_of_dates_has_the_name_that_it_had_in_training():
     )
     (_, inputs), *_ = read(",age\n1970-01-02,33\n1970-01-03,44\n", spec)
     assert inputs["features"] == [[1, 33], [2, 44]]
+
+
+def follow(text, *specs):
+    """What is read of each line: the steps, "" for none, or the reason why there are none."""
+    reader, read = StepReader("f", describe(*specs)), []
+    for line, content in enumerate(text.splitlines(), 1):
+        try:
+            steps = reader.read(line, content)
+        except (InvalidInputError, FileContentError) as error:
+            read.append(str(error))
+        else:
+            read.append("" if steps is None else next(iter(steps.values())).tolist())
+    return read
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("1,2\n3,4\n", [[[1, 2]], [[3, 4]]]),
+        ("y,x,z\n1,2,3\n\n3,4,5\n", ["", [[2, 1]], "", [[4, 3]]]),
+        ("1;2;3;4\n5,5;6\n", [[[1, 2], [3, 4]], [[5.5, 6]]]),
+        ("sep\tx\ty\na\t1\t2\n", ["", [[1, 2]]]),
+    ],
+)
+def test_rows_that_come_one_by_one_are_steps(text, steps):
+    assert follow(text, STEPS) == steps
+    assert follow(text, STEPS, LENGTHS) == steps
+
+
+def test_how_numbers_are_written_is_decided_by_the_rows_so_far():
+    read = follow("1,5;1\n1.234;2\n1.5;3\n2,5;4\n", STEPS)
+    assert [read[0], read[1], read[3]] == [[[1.5, 1]], [[1234, 2]], [[2.5, 4]]]
+    assert "decimal points and decimal commas" in read[2]  # and it is not kept
+
+
+def test_a_row_that_is_no_step_has_a_reason():
+    read = follow('1,2\n1,2,3\nx,2\n"1,2\n3,4\n', STEPS)
+    assert [read[0], read[4]] == [[[1, 2]], [[3, 4]]]
+    assert "3 cells (expected a multiple of 2)" in read[1]
+    assert "line 3, column 'x': 'x' is not a number" in read[2]
+    assert "quote" in read[3]
+
+
+def test_steps_of_a_model_without_columns_and_of_characters():
+    nameless = TensorSpec("x", "FLOAT", (-1, -1, 2), ("batch", "time", ""))
+    assert follow("a,b\n1,2\n3,4,5,6\n", nameless) == ["", [[1, 2]], [[3, 4], [5, 6]]]
+    assert follow("ab\nc\n", CHARACTERS) == [["a", "b"], ["c"]]
+
+
+def test_steps_of_several_inputs_are_no_table():
+    with pytest.raises(InvalidInputError, match="takes 2 inputs: features, city .*lines of JSON"):
+        StepReader("f", describe(FEATURES, CITY))

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from support import onnx_models
 from support.recurrent_models import (
     CLASSES,
+    FEATURES,
     HIDDEN,
     RecurrentModel,
     make_recurrent,
@@ -79,8 +80,7 @@ def load(tmp_path):
 
 
 def open_file(model: RecurrentModel) -> onnxruntime.InferenceSession:
-    content = make_recurrent(model).SerializeToString()
-    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return open_proto(make_recurrent(model))
 
 
 def assert_close(actual, expected, dtype=np.float32):
@@ -283,6 +283,62 @@ def with_condition():
     )
 
 
+def joined_inputs(first_time, second_time):
+    """A layer that reads the steps of two inputs beside each other, and a row without steps."""
+    proto = make_recurrent(RecurrentModel(answer="both"))
+    graph = proto.graph
+    del graph.input[:]
+    for name, size, time in (("a", 1, first_time), ("b", FEATURES - 1, second_time)):
+        graph.input.append(helper.make_tensor_value_info(name, 1, ["batch", time, size]))
+    graph.input.append(helper.make_tensor_value_info("bias", 1, ["batch", 1, FEATURES]))
+    graph.node.insert(0, helper.make_node("Add", ["joined", "bias"], ["steps"]))
+    graph.node.insert(0, helper.make_node("Concat", ["a", "b"], ["joined"], axis=2))
+    return proto
+
+
+@pytest.mark.parametrize("names", [("time", "time"), (None, None), ("length_a", "length_b")])
+def test_several_inputs_may_have_steps(load, names):
+    proto = joined_inputs(*names)
+    model = load(proto)
+    assert model.sequences.time_axes == {"a": 1, "b": 1}
+    random = np.random.default_rng(2)
+    inputs = {
+        name: random.standard_normal((4, steps, size)).astype(np.float32)
+        for name, steps, size in (("a", 12, 1), ("b", 12, FEATURES - 1), ("bias", 1, FEATURES))
+    }
+    together = model.sessions[0].run({**inputs, LENGTHS: np.array(LENGTHS_OF_ROWS, np.int32)})
+    file = open_proto(proto)
+    for row, length in enumerate(LENGTHS_OF_ROWS):
+        alone = {name: array[row : row + 1, :length] for name, array in inputs.items()}
+        last, every = file.run(None, alone)
+        assert_close(together[0][row], last[0])
+        assert_close(together[1][row, :length], every[0])
+
+
+def test_the_steps_may_be_along_any_axis_but_the_first(load):
+    proto = make_recurrent(RecurrentModel("GRU", answer="steps"))
+    graph = proto.graph
+    graph.node[0].attribute[0].CopyFrom(helper.make_attribute("perm", [2, 0, 1]))
+    shape = ["batch", FEATURES, "time"]
+    graph.input[0].CopyFrom(helper.make_tensor_value_info("steps", 1, shape))
+    back = helper.make_node("Transpose", ["every"], ["changed"], perm=[0, 2, 1])
+    proto = with_nodes(proto, [back], output="every", shape=("batch", CLASSES, "time"))
+    model = load(proto)
+    form = model.sequences
+    assert (form.time_axes, form.output_time_axes, form.has_state) == ({"steps": 2}, {0: 2}, True)
+    inputs = RecurrentModel().make_inputs(4, 12)["steps"].transpose(0, 2, 1)
+    lengths = np.array(LENGTHS_OF_ROWS, np.int32)
+    (together,) = model.sessions[0].run({"steps": inputs, LENGTHS: lengths})
+    for row, length in enumerate(lengths):
+        (alone,) = open_proto(proto).run(None, {"steps": inputs[row : row + 1, :, :length]})
+        assert_close(together[row, :, :length], alone[0])
+
+
+def open_proto(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    content = proto.SerializeToString()
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
 def with_two_sequences():
     """A recurrent layer for a source, one for a target, of different lengths."""
     model, other = (make_recurrent(RecurrentModel(seed=seed)) for seed in (1, 2))
@@ -301,7 +357,7 @@ def with_two_sequences():
         (with_attention, "its operator MatMul may look across steps"),
         (with_convolution, "its operator Conv may look across steps"),
         (flattened, "the shape of output 'changed' depends on the steps in an unknown way"),
-        (divided_by_the_steps, "outputs depend on padding behind the end of a sequence"),
+        (divided_by_the_steps, "its operator Div depends on the number of steps"),
         (with_condition, "axis 0 is not that of independent rows|its operator If may look"),
         (with_two_sequences, "its layers read sequences of different inputs"),
         (lambda: make_recurrent(RecurrentModel(pooling="ReduceMean")), "its operator ReduceMean"),
@@ -320,9 +376,7 @@ def test_what_may_look_across_steps_is_served_one_length_at_a_time(load, make, r
         .astype(np.float32)
         for spec in model.signature.inputs
     }
-    file = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    file = open_proto(proto)
     expected = file.run(None, inputs)
     for actual, one in zip(model.sessions[0].run(inputs), expected, strict=True):
         assert_close(actual, one)
@@ -333,14 +387,45 @@ def assert_ragged(model: Model, proto: onnx.ModelProto, inputs, lengths=LENGTHS_
     assert model.sequences.ragged_reason == ""
     session = model.sessions[0]
     together = session.run({**inputs, LENGTHS: np.array(lengths, np.int32)})
-    file = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    file = open_proto(proto)
     for row, alone in enumerate(run_alone(file, inputs, lengths)):
         for index, output in enumerate(together):
             steps = model.sequences.output_time_axes.get(index)
             part = output[row : row + 1]
             assert_close(part if steps is None else part[:, : lengths[row]], alone[index])
+
+
+def with_positions(bound: int) -> onnx.ModelProto:
+    """The answer to a step is another one from a position on."""
+    return with_nodes(
+        make_recurrent(RecurrentModel(answer="steps")),
+        [
+            helper.make_node("Shape", ["steps"], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "one"], ["count"]),
+            helper.make_node("Range", ["zero", "count", "one"], ["positions"]),
+            helper.make_node("Unsqueeze", ["positions", "axes"], ["column"]),
+            helper.make_node("Less", ["column", "bound"], ["is_early"]),
+            helper.make_node("Neg", ["every"], ["negative"]),
+            helper.make_node("Where", ["is_early", "every", "negative"], ["changed"]),
+        ],
+        {
+            "one": np.array(1),
+            "zero": np.array(0),
+            "axes": np.array([0, 2]),
+            "bound": np.array(bound),
+        },
+        output="every",
+        shape=("batch", "time", CLASSES),
+    )
+
+
+def test_positions_of_steps_are_right_for_whole_sequences_only(load):
+    proto = with_positions(3)
+    model = load(proto)
+    assert_ragged(model, proto, RecurrentModel().make_inputs(4, 12))
+    assert model.sequences.stateless_reason == (
+        "its operator Where depends on the position of a step"
+    )
 
 
 def reversed_by(operator: str) -> onnx.ModelProto:
@@ -393,9 +478,7 @@ def test_lengths_that_are_cast_are_those_of_the_caller(load):
     padded = {name: np.concatenate([a, a[:, -1:]], 1) if a.ndim > 1 else a
               for name, a in inputs.items()}  # fmt: skip
     together = model.sessions[0].run({**padded, LENGTHS: np.array([9, 9], np.int32)})
-    file = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    file = open_proto(proto)
     assert_close(together[0], file.run(None, inputs)[0])
 
 
@@ -453,9 +536,7 @@ def test_weights_that_callers_may_override_stay_so(load):
     weights = model.signature.optional[0]
     inputs = RecurrentModel().make_inputs(2, 5)
     inputs[weights.name] = np.full(weights.shape, 0.25, np.float32)
-    file = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    file = open_proto(proto)
     assert_close(model.sessions[0].run(inputs)[0], file.run(None, inputs)[0])
 
 

@@ -135,6 +135,7 @@ def load_with_cuda_graphs(
 def load_content(
     path: Path,
     content: bytes,
+    outline: GraphOutline,
     options: RuntimeOptions,
     threads: int,
     cancellation: LoadCancellation,
@@ -147,6 +148,7 @@ def load_content(
     Args:
         path: The model's file.
         content: The graph, without external data.
+        outline: That of the model.
         options: How it is run.
         threads: CPU threads of one run on the CPU.
         cancellation: Ends the load early.
@@ -156,7 +158,7 @@ def load_content(
     Raises:
         Exception: ONNX Runtime cannot load it, or it is cancelled.
     """
-    loader = _Loader(path, GraphOutline(), options, threads, cancellation)
+    loader = _Loader(path, outline, options, threads, cancellation)
     return loader.load_content(content, providers, optimised=optimised)
 
 
@@ -243,8 +245,13 @@ class _Loader:
         self, content: bytes, providers: list[Provider], *, optimised: bool
     ) -> onnxruntime.InferenceSession:
         """Load a graph in memory, and try no other way."""
-        settings = self._settings() if optimised else self._settings_without_optimisation()
-        session = self._open(content, self._with_remembered_options(providers), settings)
+        if not optimised:
+            return self._open(content, providers, self._settings_without_optimisation())
+        cache = self._cache_for(providers, self._outline.nodes, len(content))
+        if cache is not None:
+            session = self._load_through_cache(cache, providers, content)
+        else:
+            session = self._open(content, self._with_remembered_options(providers))
         session.disable_fallback()
         return session
 
@@ -296,15 +303,20 @@ class _Loader:
     def _load_session(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
         if self._outline.external:
             return self._load_with_external_data(providers)
-        folder = self._options.cache
-        if (
-            folder is not None
-            and providers == [CPU]  # a GPU's provider optimises graphs in its own way
-            and graph_cache.saves_time(self._outline.nodes, self._outline.size)
-            and (cache := graph_cache.open_cache(folder)) is not None
-        ):
-            return self._load_through_cache(cache, providers)
+        cache = self._cache_for(providers, self._outline.nodes, self._outline.size)
+        if cache is not None:  # hashed and optimised from one read of the file
+            return self._load_through_cache(cache, providers, self._read_model())
         return self._open(os.fspath(self._path), providers)
+
+    def _cache_for(
+        self, providers: list[Provider], nodes: int, size: int
+    ) -> graph_cache.GraphCache | None:
+        """Return the cache of optimised graphs if it saves time for a graph of this size."""
+        folder = self._options.cache
+        # A GPU's provider optimises graphs in its own way.
+        if folder is None or providers != [CPU] or not graph_cache.saves_time(nodes, size):
+            return None
+        return graph_cache.open_cache(folder)
 
     def _load_with_external_data(self, providers: list[Provider]) -> onnxruntime.InferenceSession:
         files = find_external(self._path, self._outline.external)
@@ -333,9 +345,8 @@ class _Loader:
         return self._open(self._read_model(), providers, settings)
 
     def _load_through_cache(
-        self, cache: graph_cache.GraphCache, providers: list[Provider]
+        self, cache: graph_cache.GraphCache, providers: list[Provider], content: bytes
     ) -> onnxruntime.InferenceSession:
-        content = self._read_model()  # hashed and optimised from one read of the file
         key = graph_cache.cache_key(
             content, onnxruntime.__version__, onnxruntime.get_build_info(), CPU
         )

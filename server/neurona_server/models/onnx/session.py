@@ -343,26 +343,41 @@ class Session:
         """
         options = replace(self._options, providers=("cpu",))
         session = loading.load_content(
-            self._path, content, options, 1, cancellation, [CPU], optimised=False
+            self._path, content, self.outline, options, 1, cancellation, [CPU], optimised=False
         )
         return partial(session.run, None)
 
     def open_sequence_graph(
-        self, content: bytes, form: SequenceForm, cancellation: LoadCancellation
+        self,
+        content: bytes,
+        form: SequenceForm,
+        cancellation: LoadCancellation,
+        *,
+        on_cpu: bool = False,
     ) -> SequenceGraph:
-        """Load a graph that the file was rewritten to, on the same device.
+        """Load a graph that the file was rewritten to.
+
+        Args:
+            content: The graph.
+            form: What it takes.
+            cancellation: Ends this early.
+            on_cpu: Whether to load it on the CPU, and not on the session's device.
 
         Raises:
             LoadError: It was cancelled.
             Exception: ONNX Runtime cannot load it.
         """
-        providers: list[Provider] = [
-            one
-            for one in runtime.usable_providers(self._options, self.device.number)
-            if runtime.full_name(one) in (self.provider, CPU)
-        ]
+        options, providers = self._options, list[Provider]([CPU])
+        if on_cpu:
+            options = replace(options, providers=("cpu",))
+        elif self.provider != CPU:
+            providers = [
+                one
+                for one in runtime.usable_providers(options, self.device.number)
+                if runtime.full_name(one) in (self.provider, CPU)
+            ]
         session = loading.load_content(
-            self._path, content, self._options, self._threads, cancellation, providers
+            self._path, content, self.outline, options, self._threads, cancellation, providers
         )
         return SequenceGraph(session, form)
 

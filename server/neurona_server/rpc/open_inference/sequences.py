@@ -58,6 +58,7 @@ class SequenceStep:
 
     __slots__ = (
         "_arrival",
+        "_behind",
         "_is_cancelled",
         "_responder",
         "_sequences",
@@ -86,6 +87,8 @@ class SequenceStep:
         self._waits = [True]
         session.arrived_steps += 1
         self._arrival = session.arrived_steps
+        self._behind = 0
+        """Up to which step they arrived before its caller could know that it has failed."""
 
     @property
     def request_id(self) -> str:
@@ -122,10 +125,11 @@ class SequenceStep:
         try:
             self._waits.pop()
         except IndexError:  # its caller has the error
-            self._note_failure()
+            self._end_failed()
             session.release()
             return False
         if self._arrival <= session.aborted_steps:
+            self._behind = self._arrival
             self._reject(
                 StepAbortedError(
                     f"step of sequence {_shown(self.parameters.sequence_id)} not run: one before "
@@ -154,7 +158,8 @@ class SequenceStep:
             self.session.release()
 
     def fail(self, error: Exception) -> None:
-        self._note_failure()
+        self._behind = self._behind or self.session.arrived_steps
+        self._end_failed()
         try:
             self._responder.fail(error)
         finally:
@@ -175,6 +180,7 @@ class SequenceStep:
             self._waits.pop()
         except IndexError:  # it has its turn
             return
+        self._behind = self.session.arrived_steps
         self._record(error := cancellation_error(self.deadline))
         self._responder.fail(error)
 
@@ -187,10 +193,10 @@ class SequenceStep:
         seconds = time.monotonic() - self._started
         self.session.model.metrics.record_request(error.outcome, seconds)
 
-    def _note_failure(self) -> None:
-        """Let the steps fail that wait for this one, which leaves the state as it was."""
+    def _end_failed(self) -> None:
+        """Let those steps fail that wait for this one, which leaves the state as it was."""
         session = self.session
-        session.aborted_steps = session.arrived_steps
+        session.aborted_steps = max(session.aborted_steps, self._behind)
         if not session.steps:
             self._sequences.close(session, "its first step failed")
         elif self.parameters.ends:

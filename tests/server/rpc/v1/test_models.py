@@ -1,12 +1,15 @@
 import grpc
 import onnxruntime
 import pytest
+from prometheus_client import generate_latest
 from support import onnx_models
+from support.recurrent_models import RecurrentModel, save_recurrent
 
 from neurona_protos.prediction_pb2 import (
     DataType,
     DescribeModelRequest,
     ListModelsRequest,
+    SequenceMethod,
     State,
     Task,
 )
@@ -86,3 +89,38 @@ def test_a_method_that_is_not_there_is_unimplemented(server):
     with pytest.raises(grpc.RpcError) as caught:
         server.channel.unary_unary("/neurona.v1.Models/Delete")(b"", timeout=10)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_describe_returns_how_sequences_are_served(make_server, tmp_path):
+    models = {
+        "open": RecurrentModel("LSTM", layers=2),
+        "closed": RecurrentModel("GRU", direction="bidirectional"),
+        "pooled": RecurrentModel(pooling="ReduceMean"),
+    }
+    for name, model in models.items():
+        save_recurrent(tmp_path / name / "1" / "model.onnx", model)
+    onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")
+    server = make_server(root=tmp_path)
+    described = {
+        name: server.models.Describe(DescribeModelRequest(model=name))
+        for name in (*models, "classifier")
+    }
+    assert not described["classifier"].HasField("sequences")
+    state = models["open"].state_size * 4
+    one = described["open"].sequences
+    assert (one.state_bytes, one.stateless_reason) == (state, "")
+    assert dict(one.time_axes) == {"steps": 1}
+    one = described["closed"].sequences
+    assert (one.state_bytes, one.reason) == (0, "")
+    assert "from their end" in one.stateless_reason
+    one = described["pooled"].sequences
+    assert one.method == SequenceMethod.SEQUENCE_METHOD_EQUAL_LENGTHS
+    assert one.reason == "its operator ReduceMean may look across steps"
+    page = generate_latest(server.metrics.registry).decode()
+    (line,) = [
+        line
+        for line in page.splitlines()
+        if line.startswith("neurona_model_sequence_info") and 'model="pooled"' in line
+    ]
+    assert 'method="equal_lengths"' in line
+    assert "ReduceMean may look across steps" in line
