@@ -271,6 +271,7 @@ class SessionStream:
         self.cancelled = True  # before what follows: a step that begins later is cancelled at once
         if self._session is not None:
             self._session.close()
+            self._session = None  # stream and call refer to each other, and would keep its model
         if (cancel := self.cancel_step) is not None:
             cancel()
 
