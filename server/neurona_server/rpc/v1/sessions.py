@@ -10,41 +10,31 @@ from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from google.protobuf.message import DecodeError
-
 from neurona_protos.prediction_pb2 import (
-    Error,
     SessionRequest,
     SessionResponse,
     SessionStart,
-    Tensor,
 )
 from neurona_protos.tensors import TensorError
-from neurona_protos.wire_format import header, varint
 from neurona_server.batching.policy import Priority
-from neurona_server.batching.request import ExclusiveGroup, Outputs
+from neurona_server.batching.request import ExclusiveGroup
 from neurona_server.errors import (
     InvalidArgumentError,
     NeuronaError,
     UnavailableError,
-    response_too_large,
 )
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import (
     ANY_MESSAGE_BYTES,
     Methods,
-    RequestIdentity,
     StreamCall,
     Streaming,
 )
-from neurona_server.rpc.detached_data import bytes_index, read_bytes_index
-from neurona_server.rpc.fast_path import DataFields
 from neurona_server.rpc.flow_control import StreamWindow
-from neurona_server.rpc.limits import LARGE_MESSAGE, Limits
+from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.security.access import Right, visible_models
 from neurona_server.rpc.sessions import SequenceSession, SessionStore, state_codec
-from neurona_server.rpc.status import status_of
 from neurona_server.rpc.submission import ParsedRequest, is_large, send, submit
 from neurona_server.rpc.v1.prediction import (
     COPIED_DTYPES,
@@ -54,8 +44,14 @@ from neurona_server.rpc.v1.prediction import (
     is_slow,
 )
 from neurona_server.rpc.v1.responses import PredictResponseWriter, ResponseEncoder
+from neurona_server.rpc.v1.session_messages import (
+    FRAME_BYTES,
+    SessionResponseWriter,
+    frame_error,
+    frame_response,
+    parse_session_message,
+)
 from neurona_server.rpc.worker_pool import WorkerPool
-from neurona_server.sequences.state_bytes import StateCodec
 from neurona_server.telemetry.metrics import Metrics
 
 MAX_WAITING = 64
@@ -67,9 +63,6 @@ MAX_WAITING_BYTES = 1 << 20
 MAX_UNREAD = 256
 """Responses that the client has not read, beyond which no further steps run."""
 
-FRAME_BYTES = 64
-"""Bytes of a response besides the answer and the state, at most."""
-
 MAX_STEP_KINDS = 256
 """Kinds of steps of a model that are remembered."""
 
@@ -80,22 +73,6 @@ CLOSING = (
     "the connection is being closed: the server stops, or it has the age of max_connection_age_s"
 )
 """The reason of a session's end when its transport drains the stream."""
-
-_RESPONSE = SessionResponse.RESPONSE_FIELD_NUMBER
-_STATE = SessionResponse.STATE_FIELD_NUMBER
-_ID = varint(SessionResponse.ID_FIELD_NUMBER << 3)
-_STEPS = varint(SessionResponse.STEPS_FIELD_NUMBER << 3)
-
-
-def _data_indices(rest: bytes) -> list[int | None]:
-    return [read_bytes_index(tensor.data) for tensor in SessionRequest.FromString(rest).inputs]
-
-
-_SESSION_DATA = DataFields(
-    {SessionRequest.INPUTS_FIELD_NUMBER: {Tensor.DATA_FIELD_NUMBER: bytes_index}}, _data_indices
-)
-"""Where a message has the data of its tensors."""
-
 
 StepTypes = tuple[tuple[str, int, tuple[int, ...]], ...]
 """Name, dtype and shape of each input of a step."""
@@ -162,22 +139,6 @@ class Sessions:
             kinds = self._step_kinds[model] = {}
         return kinds
 
-    def parse(self, message: bytes) -> tuple[SessionRequest, Sequence[memoryview]]:
-        """Return a message and, unless it has them itself, the data of its tensors.
-
-        Raises:
-            InvalidArgumentError: It is no message, or exceeds a limit.
-        """
-        try:
-            if len(message) < LARGE_MESSAGE:
-                return SessionRequest.FromString(message), ()
-            detached = self.limits.detach_data(message, _SESSION_DATA.paths)
-            view = memoryview(message)
-            data = [view[start:stop] for start, stop in detached.spans]
-            return SessionRequest.FromString(detached.rest), data
-        except DecodeError:
-            raise InvalidArgumentError("message is not a neurona.v1.SessionRequest") from None
-
 
 class _Message(NamedTuple):
     """A message that has been received."""
@@ -218,7 +179,7 @@ class SessionStream:
     def receive(self, message: bytes) -> None:
         if self._end_reason or self._draining:
             return  # it has no response, so its caller sends it elsewhere
-        request, data = self.service.parse(message)
+        request, data = parse_session_message(message, self.service.limits)
         if self._session is None:
             self._begin(request)
         self._messages += 1
@@ -383,7 +344,7 @@ class SessionStream:
 
     def _response_writer(
         self, session: SequenceSession, request: SessionRequest
-    ) -> "SessionResponseWriter":
+    ) -> SessionResponseWriter:
         return SessionResponseWriter(
             self._writer,
             self.service.limits.max_message_bytes - FRAME_BYTES,
@@ -475,58 +436,5 @@ class SessionResponder:
         self._stream.respond(message)
 
 
-class SessionResponseWriter(NamedTuple):
-    """The `ResponseWriter` of a step, whose response must fit into a message with the state."""
-
-    writer: PredictResponseWriter
-    max_bytes: int
-    codec: StateCodec | None
-    """Of the state that the message has, too; None if it has none."""
-
-    def __call__(self, outputs: Outputs) -> bytes:
-        response = self.writer(outputs)
-        size = len(response)
-        if self.codec is not None:
-            size += self.codec.count_bytes(len(outputs[0]))
-        if size > self.max_bytes:
-            raise response_too_large(size, self.max_bytes)
-        return response
-
-    def expected_bytes(self, rows: int) -> int:
-        return self.writer.expected_bytes(rows)
-
-    def ranked_classes(self, answer: int) -> int:
-        return self.writer.ranked_classes(answer)
-
-
 def _never_again() -> None:
     """Do nothing in place of a step whose version is replaced: its session stays on that."""
-
-
-def frame_response(request_id: int, response: bytes | None, state: bytes, steps: int) -> bytes:
-    """Return a SessionResponse; `response` is a serialized PredictResponse, None if there is none.
-
-    It is concatenated by hand, as the responses of streams are.
-    """
-    pieces = [_ID, varint(request_id)] if request_id else []
-    if response is not None:
-        pieces += (header(_RESPONSE, len(response)), response)
-    if state:
-        pieces += (header(_STATE, len(state)), state)
-    if steps:
-        pieces += (_STEPS, varint(steps))
-    return b"".join(pieces)
-
-
-def frame_error(
-    request_id: int, error: Exception, steps: int, identity: RequestIdentity | None = None
-) -> bytes:
-    """Return a SessionResponse with the error of a message; `identity` is that of its request."""
-    status = status_of(error, identity)
-    return SessionResponse(
-        id=request_id,
-        error=Error(
-            code=status.number, message=status.message, retry_after_ms=status.retry_after_ms
-        ),
-        steps=steps,
-    ).SerializeToString()
