@@ -326,6 +326,21 @@ def test_a_state_is_not_that_of_a_sequence_before(lstm, new_id):
 # Several steps at once.
 
 
+def test_steps_behind_the_last_one_belong_to_no_sequence(caller, new_id):
+    messages = [
+        caller.request(1, new_id, start=True),
+        caller.request(2, new_id, end=True),
+        caller.request(3, new_id),
+        caller.request(4, new_id, end=True),
+        caller.request(5, new_id, start=True, end=True),
+        caller.request(6, new_id),
+    ]
+    answers = list(caller.stream(messages))
+    assert [answers[index].tolist() for index in (0, 1, 4)] == [[[1]], [[3]], [[5]]]
+    for index in (2, 3, 5):
+        assert NO_START in answers[index]
+
+
 def test_steps_in_a_stream_need_not_wait_for_each_other(caller, new_id):
     messages = [
         caller.request(1, f"{new_id} {number}", start=index == 0, end=index == 99)
