@@ -116,7 +116,7 @@ def test_batch_size(server):
 def test_idle_sequence(send):
     """A sequence without a request for max_sequence_idle_microseconds is gone."""
     send(1, 8, start=True, model="short")
-    time.sleep(1.5)
+    time.sleep(0.5)
     expect_error(
         lambda: send(1, 8, model="short"), "INVALID_ARGUMENT", "must specify the START flag"
     )

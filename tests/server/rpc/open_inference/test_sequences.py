@@ -278,8 +278,10 @@ def test_a_sequence_expires(open_server, tmp_path):
         tmp_path / "accumulator",
         batching=f"max_sequence_idle_microseconds: 200000 {flag('START')} {state()}",
     )
+    stateful_models.save_accumulator(tmp_path / "other")
     server = open_server(tmp_path)
     caller = SequenceCaller(server)
+    send_all(SequenceCaller(server, "other"), 5)  # whose sequences expire later
     caller.step(1, 5, start=True)
     for value in range(5):  # longer than the timeout, but never idle for so long
         time.sleep(0.1)
