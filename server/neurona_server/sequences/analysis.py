@@ -11,7 +11,13 @@ from neurona_server.batching.request import Array, Inputs
 from neurona_server.sequences import graph as recurrent_graph
 from neurona_server.sequences.form import SequenceForm
 from neurona_server.sequences.graph import NotRewrittenError, OldOperatorsError
-from neurona_server.sequences.proof import TOLERANCE, Run, disprove_lengths, disprove_state
+from neurona_server.sequences.proof import (
+    TOLERANCE,
+    Run,
+    disprove_lengths,
+    disprove_state,
+    find_tolerance,
+)
 from neurona_server.sequences.rewriting import RewrittenGraph, rewrite
 from neurona_server.sequences.tensor_axes import (
     TRACED_SIZES,
@@ -149,7 +155,8 @@ class _FormFinder:
         """
         make_rows = self._row_maker(form.time_axes)
         for comparison in self._source.comparisons:
-            run, tolerance = comparison.open_graph(content, form), comparison.tolerance
+            run = comparison.open_graph(content, form)
+            tolerance = find_tolerance(comparison.file_run, form, make_rows, comparison.tolerance)
             problem = disprove_lengths(comparison.file_run, run, form, make_rows, tolerance)
             if problem:
                 raise NotRewrittenError(problem)

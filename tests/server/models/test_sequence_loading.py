@@ -357,7 +357,7 @@ def with_two_sequences():
         (with_attention, "its operator MatMul may look across steps"),
         (with_convolution, "its operator Conv may look across steps"),
         (flattened, "the shape of output 'changed' depends on the steps in an unknown way"),
-        (divided_by_the_steps, "outputs depend on padding behind the end of a sequence"),
+        (divided_by_the_steps, "its operator Div depends on the number of steps"),
         (with_condition, "axis 0 is not that of independent rows|its operator If may look"),
         (with_two_sequences, "its layers read sequences of different inputs"),
         (lambda: make_recurrent(RecurrentModel(pooling="ReduceMean")), "its operator ReduceMean"),
@@ -393,6 +393,39 @@ def assert_ragged(model: Model, proto: onnx.ModelProto, inputs, lengths=LENGTHS_
             steps = model.sequences.output_time_axes.get(index)
             part = output[row : row + 1]
             assert_close(part if steps is None else part[:, : lengths[row]], alone[index])
+
+
+def with_positions(bound: int) -> onnx.ModelProto:
+    """The answer to a step is another one from a position on."""
+    return with_nodes(
+        make_recurrent(RecurrentModel(answer="steps")),
+        [
+            helper.make_node("Shape", ["steps"], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "one"], ["count"]),
+            helper.make_node("Range", ["zero", "count", "one"], ["positions"]),
+            helper.make_node("Unsqueeze", ["positions", "axes"], ["column"]),
+            helper.make_node("Less", ["column", "bound"], ["is_early"]),
+            helper.make_node("Neg", ["every"], ["negative"]),
+            helper.make_node("Where", ["is_early", "every", "negative"], ["changed"]),
+        ],
+        {
+            "one": np.array(1),
+            "zero": np.array(0),
+            "axes": np.array([0, 2]),
+            "bound": np.array(bound),
+        },
+        output="every",
+        shape=("batch", "time", CLASSES),
+    )
+
+
+def test_positions_of_steps_are_right_for_whole_sequences_only(load):
+    proto = with_positions(3)
+    model = load(proto)
+    assert_ragged(model, proto, RecurrentModel().make_inputs(4, 12))
+    assert model.sequences.stateless_reason == (
+        "its operator Where depends on the position of a step"
+    )
 
 
 def reversed_by(operator: str) -> onnx.ModelProto:
