@@ -54,7 +54,7 @@ def confusing_ids() -> Iterator[Id]:
 
 @dataclass
 class Sequence:
-    """A sequence that is being sent: its id, its values, and how many steps it has and will have."""
+    """A sequence that is being sent: its id, its values, its steps so far and in the end."""
 
     id: Id
     trajectory: int
@@ -77,8 +77,8 @@ class Campaign:
         self._free_ids = list(confusing_ids())
         self._headers = encode_headers(INFER)
         self._connections = [Connection(address) for _ in range(CONNECTIONS)]
-        self._sequences: dict[int, Sequence | None] = {}
-        """By number of the request that is unanswered; None for a step that must fail."""
+        self._sequences: dict[int, Sequence] = {}
+        """By number of the request that is unanswered; of length 0 for a step that must fail."""
         self._requests = 0
 
     def run(self, steps: int) -> None:
@@ -124,11 +124,12 @@ class Campaign:
 
     def _send_bad(self) -> None:
         """Sends a step of a sequence that is not open, which must change nothing."""
-        self._send(None, self._steps[0][0], self._random.choice(self._free_ids))
+        free_id = self._free_ids.pop(0)  # the one free for longest, and not begun meanwhile
+        self._send(Sequence(free_id, 0, 0), self._steps[0][0], free_id)
 
     def _send(
         self,
-        sequence: Sequence | None,
+        sequence: Sequence,
         step: bytes,
         id: Id,  # noqa: A002 the protocol's word
         *,
@@ -151,8 +152,9 @@ class Campaign:
 
     def _answer(self, item: int, status: int, answer: bytes, *, is_last: bool) -> None:
         sequence = self._sequences.pop(item)
-        if sequence is None:
+        if not sequence.length:
             self.counts["steps that must fail"] += 1
+            self._free_ids.append(sequence.id)
             if status == OK:
                 self._note("a step of no open sequence had an answer")
             return
