@@ -46,6 +46,9 @@ Run = Callable[[Inputs], Outputs]
 MakeRows = Callable[[int, int, int], dict[str, Array]]
 """Makes inputs of a number of rows, a number of steps and a seed."""
 
+Disprove = Callable[[Run, Run, SequenceForm, MakeRows, float], str]
+"""`disprove_lengths` or `disprove_state`."""
+
 
 def find_tolerance(
     file_run: Run, form: SequenceForm, make_rows: MakeRows, tolerance: float = TOLERANCE

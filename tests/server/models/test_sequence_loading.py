@@ -34,7 +34,7 @@ from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.sequence_loading import find_sequences
 from neurona_server.models.signature import Signature
-from neurona_server.sequences.form import LENGTHS, STATE
+from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
 from neurona_server.telemetry.metrics import Metrics
 
 SHARED = os.environ.get("NEURONA_SHARED")
@@ -180,6 +180,26 @@ def test_all_instances_run_the_rewritten_graph(tmp_path):
     metrics = Metrics(CollectorRegistry())
     model = Model(ModelSource("m", 1, path), ModelOptions(instances=3), metrics)
     assert [session.runs_sequences for session in model.sessions] == [True] * 3
+
+
+def test_the_graph_for_another_device_is_proved_on_the_cpu(tmp_path):
+    """What a session on a GPU does first, whose own runs round too differently for it."""
+    description = RecurrentModel(layers=2, answer="both")
+    path = save_recurrent(tmp_path / "model.onnx", description)
+    session = Session(path, RuntimeOptions())
+    cancellation = LoadCancellation()
+    inputs = description.make_inputs(3, 5)
+    run = session.open_trace(path.read_bytes(), cancellation)
+    for actual, expected in zip(run(inputs), session.run(inputs), strict=True):
+        assert_close(actual, expected)
+    form = SequenceForm({"steps": 1}, {1: 1})
+    lengths = helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["rows"])
+    proto = make_recurrent(description)
+    proto.graph.input.append(lengths)
+    content = proto.SerializeToString()
+    graph = session.open_sequence_graph(content, form, cancellation, on_cpu=True)
+    for actual, expected in zip(graph.run(inputs), session.run(inputs), strict=True):
+        assert_close(actual, expected)
 
 
 def with_nodes(model, nodes, constants=None, output="last", shape=("batch", CLASSES)):
