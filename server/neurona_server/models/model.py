@@ -269,7 +269,7 @@ class Model:
             all_inputs,
             lengths,
             reshapes["input"],
-            min_length=0 if self.sequences is None else 1,
+            min_length=1 if has_steps else 0,
         )
         self.batcher.check_inputs = bounds.checker if bounds else None
         self.batcher.answer_bounds = find_answer_bounds(
