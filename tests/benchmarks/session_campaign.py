@@ -87,7 +87,7 @@ class Campaign:
         Raises:
             RuntimeError: An answer does not come.
         """
-        while len(self._sequences) < ACTIVE:
+        while len(self._sequences) < min(ACTIVE, 1 + steps // LONGEST):
             self._begin()
         by_socket = {one.socket: one for one in self._connections}
         last_answer = time.perf_counter()
