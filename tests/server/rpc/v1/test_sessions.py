@@ -1,10 +1,12 @@
 """Session: a sequence in pieces has the answers of the whole, whatever else happens meanwhile."""
 
+import hashlib
 import queue
 import re
 import shutil
 import threading
 import time
+import weakref
 
 import grpc
 import numpy as np
@@ -18,10 +20,14 @@ from neurona_protos.prediction_pb2 import (
     PredictRequest,
     SessionRequest,
     SessionStart,
+    UnloadModelRequest,
 )
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.sessions import SessionLimits, SessionStore
+from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1 import sessions
 from neurona_server.sequences.state_bytes import SequenceState
 
@@ -466,3 +472,51 @@ def test_describe_counts_the_open_sessions(server):
     assert server.models.Describe(request, timeout=10).sequences.open_sessions == 1
     caller.close()
     assert list(caller.responses) == []
+
+
+def test_a_token_begins_sessions_of_its_models_only(root, tmp_path, make_server):
+    token = "t" * 32
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(
+        f'[[tokens]]\nname = "gru"\nsha256 = "{digest}"\nrights = ["predict"]\nmodels = ["gru"]\n'
+    )
+    server = make_server(options=ListenerOptions(1 << 20, access=Access(tokens)))
+    metadata = (("authorization", f"Bearer {token}"),)
+    answer(Caller(server, model="gru", metadata=metadata).ask(sequence(20)))
+    for caller, code in (
+        (Caller(server, metadata=metadata), "PERMISSION_DENIED"),
+        (Caller(server, model="nobody", metadata=metadata), "PERMISSION_DENIED"),
+        (Caller(server), "UNAUTHENTICATED"),
+    ):
+        caller.send()
+        assert caller.failure()[0] == code
+
+
+def test_a_large_message_and_a_response_that_is_too_large(make_server):
+    server = make_server(limits=Limits(max_message_bytes=40_000))
+    caller = Caller(server)
+    large = sequence(21, steps=2000)  # of 24 kB: parsed without its data
+    response = caller.ask(large, return_state=True)
+    assert response.steps == 2000
+    assert answer(response)[1].shape == (1, 2000, 2)
+    code, message = error(caller.ask(sequence(21, steps=6000)))
+    assert code == "RESOURCE_EXHAUSTED"
+    assert "expected at most" in message
+    after = caller.ask(return_state=True)
+    assert (after.steps, after.state) == (2000, response.state)
+
+
+def test_a_model_is_freed_once_its_sessions_have_ended(root, tmp_path, make_server, wait_until):
+    folder = copy_of(root, tmp_path)
+    server = make_server(root=folder, explicit=True, load_model=["lstm"])
+    model = weakref.ref(server.registry.resolve("lstm"))
+    caller = Caller(server)
+    caller.ask(sequence(22))
+    unloading = server.models.Unload.future(UnloadModelRequest(model="lstm"), timeout=30)
+    answer(caller.ask(sequence(22)))
+    assert not unloading.done()
+    caller.close()
+    assert list(caller.responses) == []
+    unloading.result()
+    wait_until(lambda: model() is None)
