@@ -20,10 +20,10 @@ from neurona_server.errors import InvalidArgumentError, QueueFullError, Unavaila
 Accept = Callable[[int, Hashable], bool]
 """Whether to take a batch, by the most rows that it can have and its group."""
 
-Merge = Callable[[Hashable, Mapping[Hashable, int], int], Sequence[Hashable]]
-"""The groups of a batch, in the order in which they fill it: first its leader's.
+Merge = Callable[[Hashable, Mapping[Hashable, int], int], tuple[Sequence[Hashable], int]]
+"""The groups of a batch, in the order in which they fill it: first its leader's; and its most rows.
 
-By the group of the leader, the waiting rows of each group of its priority, and the most rows of a
+By the group of the leader, the waiting rows of each group of its priority, and the most rows of any
 batch. It must be fast, and take no lock that a thread holds which uses the queue."""
 
 
@@ -472,12 +472,12 @@ class Queue:
                     return group, rows
         if self._merge is not None and not self._policy.preferred_rows:
             for level in self._levels:
-                if level.rows >= self.max_batch_rows:
-                    group = level.first_group(level.lanes)
-                    if self._merged_rows(level, self._merge_groups(level, group)) >= (
-                        self.max_batch_rows
-                    ):
-                        return group, self.max_batch_rows
+                if not level.rows:
+                    continue
+                leader = level.first_group(level.lanes)
+                groups, limit = self._merge_groups(level, leader)
+                if self._merged_rows(level, groups) >= limit:
+                    return leader, limit
         return None
 
     def _ready_rows(self, levels: Sequence[_Level], group: Hashable) -> int:
@@ -530,8 +530,8 @@ class Queue:
             limit = self._ready_rows(in_turn, group) or limit
         groups: Sequence[Hashable] = (group,)
         if self._merge is not None:
-            groups = self._merge_groups(turn, group, accept)
-            limit = self._merged_limit(turn, groups, limit)
+            groups, most = self._merge_groups(turn, group, accept)
+            limit = self._merged_limit(turn, groups, limit, most)
         rows = self._fill_from(turn, batch, groups, 0, limit)
         batch.level_rows[turn.priority] = rows
         self._virtual_time = turn.finish_tag
@@ -545,26 +545,33 @@ class Queue:
 
     def _merge_groups(
         self, level: _Level, leader: Hashable, accept: Accept | None = None
-    ) -> Sequence[Hashable]:
-        """Return the groups of a batch that the oldest request of a lane leads.
+    ) -> tuple[Sequence[Hashable], int]:
+        """Return the groups and the most rows of a batch that the oldest request of a lane leads.
 
         Only those of its level are merged: a less urgent request does not make it take longer. With
         `accept` the batch is one that it accepts, or the leader's group alone.
         """
         assert self._merge is not None  # noqa: S101  for the type checker
-        groups = self._merge(leader, level.backlog.rows, self.max_batch_rows)
+        groups, limit = self._merge(leader, level.backlog.rows, self.max_batch_rows)
         if accept is not None and len(groups) > 1:
-            rows = min(sum(map(self.group_rows, groups)), self.max_batch_rows)
+            rows = min(sum(map(self.group_rows, groups)), limit)
             if not all(accept(rows, group) for group in groups):
-                return (leader,)
-        return groups
+                return (leader,), limit
+        return groups, limit
 
     def _merged_rows(self, level: _Level, groups: Sequence[Hashable]) -> int:
         return sum([level.backlog.rows.get(group, 0) for group in groups])
 
-    def _merged_limit(self, level: _Level, groups: Sequence[Hashable], limit: int) -> int:
-        """Return the most rows of a batch of merged groups: if it can, a preferred size."""
-        if len(groups) == 1 or not self._policy.preferred_rows:
+    def _merged_limit(
+        self, level: _Level, groups: Sequence[Hashable], limit: int, merged_limit: int
+    ) -> int:
+        """Return the most rows of a batch: if it can have one, a preferred size.
+
+        `limit` is that of its leader's group alone, `merged_limit` that of all groups.
+        """
+        if not self._policy.preferred_rows:
+            return min(limit, merged_limit)
+        if len(groups) == 1:
             return limit
         most = min(self._merged_rows(level, groups), self.max_batch_rows)
         preferred = [size for size in self._policy.preferred_rows if size <= most]
