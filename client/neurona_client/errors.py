@@ -89,7 +89,10 @@ class OverloadedError(NeuronaError):
 
 
 class WrongTaskError(NeuronaError):
-    """`classify` was called for a model that does not classify, or `regress` for one that does."""
+    """`classify` was called for a model that does not classify, or `regress` for one that does.
+
+    Or `session` for a model without a state; the message says why it has none.
+    """
 
     code = 9
 

@@ -381,9 +381,32 @@ def _queue() -> Row:
 
 
 def _sequences() -> Row:
+    padding = rate("neurona_sequence_padding_steps_total", VERSION, "version")
+    steps = rate("neurona_sequence_steps_total", VERSION, "version")
     return Row(
         "Sequences and sessions",
         [
+            time_series(
+                "How sequences share runs",
+                "1 for the method: cellular (runs of a few steps, which sequences join and leave), "
+                "ragged (padded to the longest) or equal_lengths. The last one, for long: the log "
+                "line of the load and Models.Describe say why.",
+                query(
+                    f"max by (version, method) (neurona_model_sequence_info{{{VERSION}}})",
+                    "{{method}}, version {{version}}",
+                ),
+                unit="none",
+                width=8,
+            ),
+            time_series(
+                "Padding steps",
+                "Share of the steps run that are padding, since sequences of different lengths "
+                "shared a run. The server pads only where that is faster than more runs.",
+                query(ratio(padding, f"({steps} + {padding})"), "version {{version}}"),
+                unit="percentunit",
+                maximum=1,
+                width=8,
+            ),
             time_series(
                 "Open sessions",
                 "Sequences that callers of a recurrent model send step by step, and whose state "
@@ -392,7 +415,7 @@ def _sequences() -> Row:
                     f"sum by (version) (neurona_sessions_open{{{VERSION}}})", "version {{version}}"
                 ),
                 unit="none",
-                width=6,
+                width=8,
             ),
             time_series(
                 "Steps of sessions",
@@ -401,7 +424,7 @@ def _sequences() -> Row:
                     rate("neurona_session_steps_total", VERSION, "version"), "version {{version}}"
                 ),
                 unit="ops",
-                width=6,
+                width=12,
             ),
             time_series(
                 "Sessions ended by the server",
@@ -409,7 +432,7 @@ def _sequences() -> Row:
                 "raise max_sessions, or add replicas. unloaded: its version was replaced.",
                 query(rate("neurona_sessions_evicted_total", VERSION, "reason"), "{{reason}}"),
                 unit="ops",
-                width=6,
+                width=12,
             ),
         ],
     )

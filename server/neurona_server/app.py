@@ -515,7 +515,13 @@ def _model_options(config: Config, tracing: Tracing | None, share: DeviceShare) 
     check_options(runtime)
     report_gpu(runtime)
     tracer = None if tracing is None else tracing.batches
-    return ModelOptions(policy, runtime, config.instances, tracer)
+    return ModelOptions(
+        policy,
+        runtime,
+        config.instances,
+        tracer,
+        sequence_batching=config.sequence_batching,
+    )
 
 
 def _open_load_folder(cache: Path | None) -> Path | None:

@@ -75,6 +75,7 @@ class Arrivals:
         lateness: Seconds from when requests should have been sent until they were.
         seconds: That were measured.
         ended: Responses that came in these seconds.
+        total: Responses that came at all, in the warm-up and afterwards too.
         responses: The latest response of each body, as bytes.
         cpu_seconds: Of the process that made the load.
     """
@@ -85,6 +86,7 @@ class Arrivals:
     lateness: list[float] = field(default_factory=list)
     seconds: float = 0.0
     ended: int = 0
+    total: int = 0
     responses: dict[int, bytes] = field(default_factory=dict)
     cpu_seconds: float = 0.0
 
@@ -342,6 +344,7 @@ def make_load(load: Load) -> Arrivals:
                 unanswered -= 1
                 if status == OK:
                     arrivals.responses[item] = answer
+                    arrivals.total += 1
                     arrivals.ended += measured_from <= now < until
                 if measured_from <= was_due < until:
                     arrivals.items.append(item)

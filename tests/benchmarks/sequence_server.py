@@ -29,6 +29,18 @@ class AnyLength(LengthGroup):
         return hash(self.base)
 
 
+class Successive(LengthGroup):
+    """A group of requests of equal length that arrived one after the other."""
+
+    number: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Successive) and other.number == self.number
+
+    def __hash__(self) -> int:
+        return hash(self.number)
+
+
 def pad_to_longest() -> Callable[[LengthGroup, int], LengthGroup]:
     """Returns groups for batches of what arrived first, padded to the longest one of a batch."""
     return lambda group, steps: AnyLength(group.base, steps)
@@ -39,14 +51,16 @@ def close_at_new_length() -> Callable[[LengthGroup, int], LengthGroup]:
 
     So does Triton's dynamic batcher for a model whose requests may differ in shape.
     """
-    runs = 0
+    number = 0
     last = 0
 
     def make_group(group: LengthGroup, steps: int) -> LengthGroup:
-        nonlocal runs, last
+        nonlocal number, last
         if steps != last:
-            runs, last = runs + 1, steps
-        return LengthGroup((runs, group.base), steps)
+            number, last = number + 1, steps
+        successive = Successive(group.base, steps)
+        successive.number = number
+        return successive
 
     return make_group
 
@@ -60,6 +74,7 @@ def use_policy(policy: str) -> None:
     put = Queue.put
 
     def put_in_group(self: Queue, requests: Sequence[Request], **options: Any) -> Sequence[Request]:
+        self.merge = None  # groups never share a batch
         for request in requests:
             if isinstance(request.group, LengthGroup):
                 steps = max([array.shape[1] for array in request.inputs.values() if array.ndim > 2])

@@ -11,6 +11,7 @@ states take.
 import argparse
 import json
 import os
+import select
 import sys
 import tempfile
 import time
@@ -62,6 +63,7 @@ class Held:
         missing: Steps without an answer.
         ended: Sessions that the server ended.
         wrong: Sessions whose last answer is not that of their whole sequence.
+        refused: Sessions with a step that the server refused, such as for a full queue.
         stream_bytes: Memory of the server for each open stream without a state.
         session_bytes: The same for each session.
         server_cpu: CPU seconds of the server per second.
@@ -79,6 +81,7 @@ class Held:
     missing: int
     ended: int
     wrong: int
+    refused: int
     stream_bytes: float
     session_bytes: float
     server_cpu: float
@@ -93,7 +96,9 @@ def session_server(model: Model, sessions: int) -> Iterator[RunningServer]:
     def command(model: Model, folder: Path, address: str) -> Command:
         copy_model(model, folder / "models")
         limit = str(sessions + 1000)
-        return neurona_command(folder / "models", address, "--max-sessions", limit)
+        return neurona_command(
+            folder / "models", address, "--max-sessions", limit, "--max-streams", limit
+        )
 
     server = Server("neurona", (PREDICT,), command)
     with (
@@ -159,19 +164,21 @@ def hold(model: Model, sessions: int, seconds: float) -> Held:
     per_stream = stream_memory(model, sessions)
     with session_server(model, sessions) as running:
         state_bytes = describe_state_bytes(running.address, model.name)
-        before, cpu_before = running.memory_bytes(), running.cpu_seconds()
+        before = running.memory_bytes()
         start = time.perf_counter()
         process = start_session_load(SessionLoad(**{**vars(load), "address": running.address}))
-        highest = before
-        while process.poll() is None and time.perf_counter() - start < seconds + 120:
-            time.sleep(1)
-            highest = max(highest, running.memory_bytes())
-            if process.stdout is not None and _has_output(process.stdout.fileno()):
-                break
+        samples = []
+        while process.stdout is not None and not select.select([process.stdout], (), (), 1.0)[0]:
+            samples.append((time.perf_counter(), running.cpu_seconds(), running.memory_bytes()))
+            if time.perf_counter() - start > seconds + 120:
+                raise RuntimeError("the load does not end")
         outcome = finish_session_load(process)
-        cpu = running.cpu_seconds() - cpu_before
         elapsed = time.perf_counter() - start
+    # The second half, when all sessions are open.
+    (then, cpu_then, _), (now, cpu_now, _) = samples[len(samples) // 2], samples[-1]
+    highest = max([memory for _, _, memory in samples])
     latencies = np.array(outcome.latencies)
+    wrong, refused = count_wrong(model, sequences, outcome)
     return Held(
         sessions=outcome.opened,
         seconds=seconds,
@@ -182,40 +189,41 @@ def hold(model: Model, sessions: int, seconds: float) -> Held:
         longest=float(latencies.max()),
         missing=outcome.sent - len(latencies),
         ended=len(outcome.ended),
-        wrong=count_wrong(model, sequences, outcome),
+        wrong=wrong,
+        refused=refused,
         stream_bytes=per_stream,
         session_bytes=(highest - before) / sessions,
-        server_cpu=cpu / elapsed,
+        server_cpu=(cpu_now - cpu_then) / (now - then),
         load_cpu=outcome.cpu_seconds / elapsed,
         open_seconds=outcome.open_seconds,
     )
 
 
-def _has_output(descriptor: int) -> bool:
-    import select
+def count_wrong(model: Model, sequences: np.ndarray, outcome: SessionOutcome) -> tuple[int, int]:
+    """Checks the last answer of each session against the whole sequence.
 
-    return bool(select.select([descriptor], (), (), 0)[0])
-
-
-def count_wrong(model: Model, sequences: np.ndarray, outcome: SessionOutcome) -> int:
-    """Returns the sessions whose last answer is not that of their whole sequence."""
+    Returns:
+        The sessions with another answer, and those with a step that was refused, such as for a
+        full queue.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.file)
     name = model.graph.input[0].name
     expected = {}
-    wrong = 0
+    wrong = refused = 0
     for number, (answer, steps) in outcome.answers.items():
         key = number % len(sequences), steps
+        response = SessionResponse.FromString(answer)
+        if response.HasField("error") or response.steps != steps:
+            refused += 1
+            continue
         if key not in expected:
             (expected[key],) = session.run(None, {name: sequences[key[0]][None, :steps]})
-        response = SessionResponse.FromString(answer)
-        rows = response.response.classification.rows
-        good = len(rows) == 1 and response.steps == steps
-        for one in rows[0].classes if good else ():
-            good = good and abs(one.probability - float(expected[key][0, one.index])) <= TOLERANCE
-        wrong += not good
-    return wrong
+        row = response.response.classification.rows[0]
+        values = expected[key][0, list(row.indices)]
+        wrong += not np.allclose(row.probabilities, values, rtol=0, atol=TOLERANCE)
+    return wrong, refused
 
 
 def table(held: Held) -> str:
@@ -229,8 +237,9 @@ def table(held: Held) -> str:
         f"| p50, p99, longest | {1e3 * held.p50:.1f}, {1e3 * held.p99:.1f}, "
         f"{1e3 * held.longest:.0f} ms |\n"
         f"| steps without an answer, sessions ended | {held.missing}, {held.ended} |\n"
-        f"| sessions with a wrong answer | {held.wrong} |\n"
+        f"| sessions with a wrong answer, with a refused step | {held.wrong}, {held.refused} |\n"
         f"| CPUs: server, load | {held.server_cpu:.2f}, {held.load_cpu:.2f} |\n"
+        f"| CPU time of the server for a step | {1e6 * held.server_cpu / held.step_rate:.0f} µs |\n"
         f"| state of a session | {held.state_bytes:,} bytes |\n"
         f"| an open stream without a state | {held.stream_bytes / 1024:.1f} KiB |\n"
         f"| predicted: both | {predicted / 1024:.1f} KiB, "
@@ -254,7 +263,7 @@ def main() -> None:
     (arguments.folder / "sessions.md").write_text(text)
     (arguments.folder / "sessions.json").write_text(json.dumps(vars(held), indent=1) + "\n")
     print(text)
-    if held.ended or held.wrong or held.missing:
+    if held.ended or held.wrong or held.refused or held.missing:
         sys.exit("steps were lost or wrong")
 
 

@@ -24,6 +24,7 @@ def demo_repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo")
     save_lenet5(root / "lenet5" / "1" / "model.onnx")
     save_rnn(root / "rnn" / "1" / "model.onnx")
+    save_lstm(root / "lstm" / "1" / "model.onnx")
     return root
 
 
@@ -115,5 +116,38 @@ def save_rnn(path):
             task=Task.TASK_REGRESSION,
             answer="forecast",
             values=[ValueDescription(name="sunspots", unit="sunspots")],
+        ),
+    )
+
+
+def save_lstm(path):
+    """Save a classifier of images that are sent row by row, of 8 pixels each."""
+    random = np.random.default_rng(0)
+
+    def weights(*shape):
+        return random.normal(0, 0.3, shape).astype(np.float32)
+
+    onnx_models.save(
+        path,
+        [
+            helper.make_node("Transpose", ["sequence"], ["steps"], perm=[1, 0, 2]),
+            helper.make_node("LSTM", ["steps", "w", "r"], ["", "last"], hidden_size=6),
+            helper.make_node("Squeeze", ["last", "axes"], ["features"]),
+            helper.make_node("MatMul", ["features", "classes"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        {"sequence": (TensorProto.FLOAT, ["batch", "time", 8])},
+        {"probabilities": (TensorProto.FLOAT, ["batch", 10])},
+        {
+            "w": weights(1, 24, 8),
+            "r": weights(1, 24, 6),
+            "axes": np.array([0]),
+            "classes": weights(6, 10),
+        },
+        ModelMetadata(
+            task=Task.TASK_CLASSIFICATION,
+            answer="probabilities",
+            labels=[str(digit) for digit in range(10)],
+            inputs=[InputDescription(name="sequence", unit="grey level 0..16")],
         ),
     )

@@ -14,6 +14,7 @@ from neurona_server.rpc.transports.listener import ListenerOptions
 
 ROW = np.ones(4, np.float32)
 FULL_TOKEN, PREDICT_TOKEN = "full-token-of-many-letters", "predict-token-of-many-letters"
+SECURE_TOKEN = "a-token-of-this-service"  # noqa: S105  of `secure_demo_server`
 SHORT_RETRIES = Retries(unreachable_timeout=0.3)
 
 
@@ -140,3 +141,19 @@ def test_invalid_options_are_rejected():
         Retries(max_attempts=0)
     with pytest.raises(FileNotFoundError):
         Client(tls=Tls("nowhere.pem"))
+
+
+def test_a_session_uses_tls_and_the_token(secure_demo_server):
+    server, folder = secure_demo_server
+    tls = Tls(ca=folder / "ca.pem")
+    for token, works in ((SECURE_TOKEN, True), (None, False), ("another-token", False)):
+        with (
+            Client(server.address, tls=tls, token=token, timeout=20) as client,
+            client.session("lstm") as session,
+        ):
+            if works:
+                session.send(np.zeros(8, np.float32))
+                assert session.receive().label
+            else:
+                with pytest.raises(neurona_client.UnauthenticatedError):
+                    session.send(np.zeros(8, np.float32))

@@ -119,7 +119,8 @@ class _Builder:
         return name
 
     def weights(self, *shape: int) -> str:
-        values = self.random.uniform(-0.7, 0.7, shape)
+        bound = 1.4 / HIDDEN**0.5  # so that rounding errors do not grow with the steps
+        values = self.random.uniform(-bound, bound, shape)
         return self.constant(values.astype(self.model.dtype))
 
 

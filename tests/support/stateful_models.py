@@ -20,7 +20,7 @@ def flag(kind: str, values: str = "int32_false_true: [ 0, 1 ]") -> str:
     return FLAG.format(kind, values)
 
 
-def state(data_type: str = "TYPE_INT32", dims: int = 1, more: str = "") -> str:
+def state(data_type: str = "TYPE_INT32", dims: object = 1, more: str = "") -> str:
     """Return the implicit state of config.pbtxt: PAST becomes NEXT."""
     return STATE.format(data_type, dims, more)
 
@@ -123,3 +123,47 @@ def save_simple_string_dyna_sequence(folder: Path) -> None:
     zeros = 'initial_state { data_type: TYPE_INT32 dims: [ 1 ] zero_data: true name: "zeros" }'
     corrid = flag("CORRID", "data_type: TYPE_STRING")
     write_config(folder, f"oldest {{ }} {flag('END')} {corrid} {state(more=zeros)}")
+
+
+def save_gru(folder: Path, *, batched: bool, seed: int = 0) -> None:
+    """Save a GRU over INPUT, float (rows, time, 3), which takes PAST and gives NEXT.
+
+    OUTPUT is the state after each step, (rows, time, 4). `batched`: the state has shape (rows, 4),
+    otherwise (1, 1, 4), as the operator has it, and there is one row.
+    """
+    random = np.random.default_rng(seed)
+    kind, rows = TensorProto.FLOAT, "batch" if batched else 1
+    shape = [rows, 4] if batched else [1, rows, 4]
+    nodes = [
+        helper.make_node("Transpose", ["INPUT"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node(
+            "Unsqueeze" if batched else "Identity", ["PAST", "zero"][: 1 + batched], ["h"]
+        ),
+        helper.make_node("GRU", ["steps", "W", "R", "", "", "h"], ["Y", "Y_h"], hidden_size=4),
+        helper.make_node("Squeeze", ["Y", "one"], ["states"]),
+        helper.make_node("Transpose", ["states"], ["OUTPUT"], perm=[1, 0, 2]),
+        helper.make_node(
+            "Squeeze" if batched else "Identity", ["Y_h", "zero"][: 1 + batched], ["NEXT"]
+        ),
+    ]
+    onnx_models.save(
+        folder / "1" / "model.onnx",
+        nodes,
+        {"INPUT": (kind, [rows, "time", 3]), "PAST": (kind, shape)},
+        {"OUTPUT": (kind, [rows, "time", 4]), "NEXT": (kind, shape)},
+        {
+            "W": random.standard_normal((1, 12, 3)).astype(np.float32),
+            "R": random.standard_normal((1, 12, 4)).astype(np.float32),
+            "zero": np.array([0]),
+            "one": np.array([1]),
+        },
+    )
+    first = "" if batched else "1, "
+    dims = "4" if batched else "1, 1, 4"
+    triton_models.write_config(
+        folder,
+        f"max_batch_size: {8 if batched else 0}\n"
+        f'input [ {{ name: "INPUT" data_type: TYPE_FP32 dims: [ {first}-1, 3 ] }} ]\n'
+        f'output [ {{ name: "OUTPUT" data_type: TYPE_FP32 dims: [ {first}-1, 4 ] }} ]\n'
+        f"sequence_batching {{ {state('TYPE_FP32', dims)} }}\n",
+    )

@@ -9,6 +9,7 @@ from neurona_client.cli.terminal import BOLD, coloured, printable
 
 if TYPE_CHECKING:
     from neurona_client.descriptions import ModelDescription, TensorSpec
+    from neurona_protos.prediction_pb2 import SequenceServing
 
 NAME = "describe"
 SUMMARY = "show the inputs, outputs, labels and figures of a model"
@@ -72,9 +73,25 @@ def _properties(model: "ModelDescription") -> list[tuple[str, str]]:
         ("run", f"{cost.rows} row{'s' if cost.rows > 1 else ''} in {cost.seconds * 1e3:.3g} ms")
         for cost in batching.costs
     ]
+    if model.message.HasField("sequences"):
+        lines += _sequence_lines(model.message.sequences)
     lines += [("figure", f"{name} {value:.6g}") for name, value in sorted(model.figures.items())]
     lines += [("made", f"{name}: {text}") for name, text in sorted(model.provenance.items())]
     return lines
+
+
+def _sequence_lines(serving: "SequenceServing") -> list[tuple[str, str]]:
+    """Return how sequences of different lengths are served, and whether there are sessions."""
+    method = (
+        "of equal length share a run",
+        "of different lengths share a run",
+        f"of different lengths share runs of {serving.chunk_steps} steps",
+    )[min(serving.method, 2)]
+    because = f": {serving.reason}" if serving.reason else ""
+    state = f"state of {serving.state_bytes} bytes a row, {serving.open_sessions} open"
+    if not serving.state_bytes:
+        state = f"none: {serving.stateless_reason or 'no state'}"
+    return [("sequences", method + because), ("sessions", state)]
 
 
 def tensor_line(spec: "TensorSpec") -> str:

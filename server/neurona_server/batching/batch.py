@@ -1,6 +1,7 @@
 """Batches: requests that run together, their joined inputs and the outputs of each.
 
-It also splits a request that is larger than a batch into parts.
+It also splits a request that is larger than a batch. It is one file since joining and splitting
+must agree.
 """
 
 import logging
@@ -88,6 +89,9 @@ class Batch:
     device_failures: "DeviceFailures | None" = None
     """None before the first one."""
 
+    slots: "RequestSlots | None" = None
+    """Where its requests are, if they need several runs."""
+
     # Not set before it runs: they would make every batch slower.
     estimate: Any = field(init=False)
     """What admission expects of its run, a `RunningEstimate`."""
@@ -141,6 +145,8 @@ class Batch:
         halves = requests[0].halve()
         if halves and (order := requests[0].response_order) is not None:
             order.replace(requests[0], halves)
+        if halves and self.slots is not None:
+            self.slots.replace(requests[0], halves)
         self.requests.extend(halves)  # so that what finishes the batch finishes them too
         return [[half] for half in halves]
 
@@ -154,6 +160,8 @@ class Batch:
         parts = split_request(request, -(-request.rows // 2))
         for part in parts:
             part.queued_at, part.dequeued_at = request.queued_at, request.dequeued_at
+        if self.slots is not None:
+            self.slots.replace(request, parts)
         self.requests.extend(parts)
         return [[part] for part in parts]
 
@@ -342,6 +350,36 @@ class RowJoiner(Protocol):
         Raises:
             BatchError: An output has another shape than that of the run.
         """
+
+
+class RequestSlots(RowJoiner, Protocol):
+    """Requests that need several runs each: others join them before a run, and leave after it.
+
+    They belong to one thread. `split` returns the outputs of the requests in `pop_ended`.
+    """
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """All in the slots; some may be finished."""
+
+    @property
+    def room(self) -> int:
+        """The rows that may join, 0 or less if there is no room."""
+
+    def pop_ended(self) -> Sequence[Request]:
+        """Return, once, the requests that have ended with the run that was split last."""
+
+    def add(self, requests: Sequence[Request]) -> bool:
+        """Have requests join; return False if they must run in another way."""
+
+    def next_requests(self, max_rows: int) -> list[Request]:
+        """Return the requests of the next run; finished requests leave their slots."""
+
+    def remove(self, requests: Sequence[Request]) -> None:
+        """Have requests leave their slots, to begin again elsewhere."""
+
+    def replace(self, request: Request, replacements: Sequence[Request]) -> None:
+        """Put requests, each with some of the rows, in the place of one that is in the slots."""
 
 
 class EqualShapeJoiner:

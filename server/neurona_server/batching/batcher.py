@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast
 
 from neurona_server.batching.admission import Admission
@@ -17,6 +17,7 @@ from neurona_server.batching.batch import (
     Batch,
     DeviceFailures,
     EqualShapeJoiner,
+    RequestSlots,
     RowJoiner,
     RowSlice,
     Run,
@@ -24,7 +25,7 @@ from neurona_server.batching.batch import (
     split_request,
 )
 from neurona_server.batching.cost_model import CostModel, Padding
-from neurona_server.batching.device_scheduler import CPU, DeviceScheduler, ModelRuns
+from neurona_server.batching.device_scheduler import CPU, DeviceScheduler, DeviceTurn, ModelRuns
 from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
@@ -141,6 +142,10 @@ class Batcher:
         the number of their first row, too."""
         self.joiner: RowJoiner = EqualShapeJoiner()
         """How the requests of a batch share a run."""
+        self.new_slots: Callable[[], RequestSlots] | None = None
+        """Makes the slots of a thread, whose requests join and leave between runs; None: each run
+        ends all of its requests."""
+        self._slots: list[RequestSlots] = []  # of the threads
         self.joins_in_place = False
         """Whether inputs are joined in the memory of runs that have some: see `ReserveInputs`."""
         self.answer_bounds: AnswerCheck | None = None
@@ -238,6 +243,9 @@ class Batcher:
 
         As many threads do this as the model can have runs, so each thread finds an idle one.
         """
+        if self.new_slots is not None:
+            self._serve_slots(self.new_slots())
+            return
         while self.queue.wait():
             try:
                 with self._scheduler.turn(self._runs, self._clock) as turn:
@@ -252,6 +260,72 @@ class Batcher:
                         del batch  # otherwise it would be kept until the next batch
             except DeviceLostError as error:  # all of its devices
                 self._fail_waiting(error)
+
+    def _serve_slots(self, slots: RequestSlots) -> None:
+        """Do as `serve` does, with requests that join and leave between runs."""
+        self._slots.append(slots)
+        while slots.requests or self.queue.wait():
+            try:
+                with self._scheduler.turn(self._runs, self._clock) as turn:
+                    if not self._run_slots(slots, turn):
+                        return
+            except DeviceLostError as error:  # all of its devices
+                self._fail_waiting(error)
+                for request in slots.requests:
+                    request.fail(error)
+                slots.next_requests(0)
+        self._slots.remove(slots)
+
+    def _run_slots(self, slots: RequestSlots, turn: DeviceTurn) -> bool:
+        """Run the slots once; return False if this thread was abandoned in the run."""
+        for batch in self._fill_slots(slots):
+            batch.turn = turn
+            turn.batches += 1
+            if turn.device != CPU:
+                batch.thread = threading.current_thread()
+            self.process(batch, turn.new_run)
+            if batch.abandoned:
+                self._slots.remove(slots)
+                return False
+        return True
+
+    def _fill_slots(self, slots: RequestSlots) -> Iterator[Batch]:
+        """Move waiting requests into free slots, and yield the batches of one turn.
+
+        Those are one that has no place in the slots, if there is one, and the run of the slots.
+        """
+        while slots.room > 0 and (batch := self.queue.take_batch(max_rows=slots.room)) is not None:
+            if batch.is_rerun or not batch.requests or not self._move_into(slots, batch):
+                yield batch
+                break
+        requests = slots.next_requests(self.queue.max_batch_rows)
+        if requests:
+            batch = Batch(requests, is_rerun=True, slots=slots)
+            if len(requests) < len(slots.requests):
+                self._unfinished(batch, slots.requests, self._clock())
+            yield batch
+
+    def _move_into(self, slots: RequestSlots, batch: Batch) -> bool:
+        """Move the requests of a batch into slots; return False if they must run by themselves."""
+        try:
+            if not slots.add(batch.requests):
+                return False
+            for request in batch.expired:
+                request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
+            group = self.joiner.group(batch.requests)
+            self._record_wait(batch, self.cost_model.predict(batch.rows, group))
+        except Exception:  # a bug, or no memory: the thread must keep running
+            log.exception("%s: requests could not join a run", self.name)
+            for request in [*batch.expired, *batch.requests]:
+                request.fail(ModelFailedError())
+        return True
+
+    def _record_wait(self, batch: Batch, predicted: float) -> None:
+        """Record what requests have waited that have just left the queue."""
+        self._metrics.record_queue_waits(batch.queue_seconds)
+        if self._tracer is not None:
+            self._tracer.record_queue_times(batch.requests)
+        self.admission.observe_waits(batch.expired, batch.requests, predicted)
 
     def runs_in_this_thread(self) -> bool:
         """Return whether the calling thread is a transport's that runs the model inline now."""
@@ -291,14 +365,11 @@ class Batcher:
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
             if batch.requests:
-                group = self.joiner.group(batch.requests)
+                group = (batch.slots or self.joiner).group(batch.requests)
                 predicted = self.cost_model.predict(batch.rows, group)
                 batch.predicted_seconds = predicted
                 if not batch.is_rerun:
-                    self._metrics.record_queue_waits(batch.queue_seconds)
-                    if self._tracer is not None:
-                        self._tracer.record_queue_times(batch.requests)
-                    self.admission.observe_waits(batch.expired, batch.requests, predicted)
+                    self._record_wait(batch, predicted)
                 estimate = self.admission.start_batch(predicted, batch.level_rows, group)
                 batch.estimate = estimate
                 try:
@@ -403,7 +474,11 @@ class Batcher:
         self._stop_error = error  # for requests on their way from the queue to a run
         waiting = self.queue.clear()
         running = [request for batch in list(self._active_batches) for request in batch.requests]
-        unfinished = [request for request in [*waiting, *running] if not request.finished]
+        for slots in list(self._slots):
+            running.extend(slots.requests)
+        unfinished = [
+            request for request in dict.fromkeys([*waiting, *running]) if not request.finished
+        ]
         for request in unfinished:
             request.cancel(error)
         return sum([request.count for request in unfinished])
@@ -471,7 +546,7 @@ class Batcher:
         So the error reaches only the requests that make a run fail.
         """
         now = self._clock()
-        requests = self._unfinished(requests, now)
+        requests = self._unfinished(batch, requests, now)
         if not requests:
             return
         if batch.interrupted:
@@ -483,7 +558,7 @@ class Batcher:
             run = new_run()
             running = RunningBatch(requests, run)
             batch.start_run(running, now)
-            outputs = self._run(requests, run)
+            outputs = self._run(batch, requests, run)
         except InvalidValueError as error:
             halves = self._reject_invalid(batch, requests, error)
         except Exception as error:
@@ -494,7 +569,9 @@ class Batcher:
             terminated = running is not None and running.terminated
             halves = self._halve_after(error, batch, requests, terminated=terminated)
         else:
-            self._deliver(batch, requests, outputs)
+            self._deliver(
+                batch, requests if batch.slots is None else batch.slots.pop_ended(), outputs
+            )
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
@@ -548,23 +625,24 @@ class Batcher:
     ) -> None:
         """Finish each request with its outputs, or with the error of outputs that are no answer."""
         check = self.answer_bounds
-        if check is not None:
-            first = outputs[0]
-            if check.accepts(first.batch.outputs if isinstance(first, RowSlice) else first):
-                check = None
+        if check is not None and outputs and _accepts_all(check, outputs):
+            check = None
         for request, own_outputs in zip(requests, outputs, strict=True):
             if check is None:
                 request.succeed(own_outputs)
             else:
                 _deliver_checked(batch, request, own_outputs, check)
 
-    def _unfinished(self, requests: Sequence[Request], now: float) -> Sequence[Request]:
+    def _unfinished(
+        self, batch: Batch, requests: Sequence[Request], now: float
+    ) -> Sequence[Request]:
         """Fail the requests that must not run any more, and return those to run."""
         for request in requests:
             if self._stop_error is not None:
                 request.fail(self._stop_error)
             elif request.deadline <= now:
-                request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
+                expired = EXPIRED_IN_QUEUE if batch.slots is None else EXPIRED_IN_RUN
+                request.fail(DeadlineExceededError(expired))
         return [request for request in requests if not request.finished]
 
     def _reject_invalid(
@@ -647,7 +725,8 @@ class Batcher:
             if (thread := getattr(batch, "thread", None)) in self._threads:
                 self._threads.remove(thread)
                 self._start_instance()
-            self._run_elsewhere(batch, batch.requests, DeviceLostError(batch.turn.device, reason))
+            requests = batch.requests if batch.slots is None else [*batch.slots.requests]
+            self._run_elsewhere(batch, requests, DeviceLostError(batch.turn.device, reason))
 
     def _fail_waiting(self, error: NeuronaError) -> None:
         for request in self.queue.clear():
@@ -656,6 +735,8 @@ class Batcher:
     def _run_again(self, batch: Batch, requests: Sequence[Request]) -> None:
         """Have an instance run the unfinished requests of a batch that was interrupted."""
         unfinished = [request for request in requests if not request.finished]
+        if batch.slots is not None:
+            batch.slots.remove(requests)
         if unfinished:
             again = Batch(unfinished, is_rerun=True)
             if batch.device_failures is not None:
@@ -664,14 +745,14 @@ class Batcher:
             if self.queue.closed and self._threads:  # the instances may have ended
                 self._start_instance()
 
-    def _run(self, requests: Sequence[Request], run: Run) -> Sequence[Outputs]:
-        """Return the outputs of each request.
+    def _run(self, batch: Batch, requests: Sequence[Request], run: Run) -> Sequence[Outputs]:
+        """Return the outputs of each request; in slots, of each that has ended.
 
         Raises BatchError, InvalidValueError and what the model raises.
         """
         rows = sum([request.rows for request in requests])
         padded = self.padding.padded_rows(rows) if self._batched else rows
-        joiner = self.joiner
+        joiner = batch.slots or self.joiner
         group = joiner.group(requests)
         predicted = self.cost_model.predict(padded, group)
         batch_started = self._clock()
@@ -701,6 +782,17 @@ class Batcher:
         self._inline.observe(seconds)
         self.tune()
         return outputs
+
+
+def _accepts_all(check: AnswerCheck, outputs: Sequence[Outputs]) -> bool:
+    """Return whether the outputs are answers, as far as one look at those of a run can show it."""
+    first, last = outputs[0], outputs[-1]
+    if not isinstance(first, RowSlice):
+        return check.accepts(first)
+    # Requests of which the run had several kinds have outputs of their own.
+    return isinstance(last, RowSlice) and (
+        first.batch is last.batch and check.accepts(first.batch.outputs)
+    )
 
 
 def _deliver_checked(batch: Batch, request: Request, outputs: Outputs, check: AnswerCheck) -> None:

@@ -17,6 +17,9 @@ from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Pr
 from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidArgumentError, QueueFullError, UnavailableError
 
+NO_LIMIT = 1 << 62
+"""Of rows."""
+
 Accept = Callable[[int, Hashable], bool]
 """Whether to take a batch, by the most rows that it can have and its group."""
 
@@ -298,18 +301,19 @@ class Queue:
                 self._changed.wait(seconds)
             return True
 
-    def take_batch(self, accept: Accept | None = None) -> Batch | None:
+    def take_batch(self, accept: Accept | None = None, max_rows: int = NO_LIMIT) -> Batch | None:
         """Take a batch if one is ready; never block.
 
         It has no requests to run if all that waited had exceeded their deadlines. With `accept`,
-        only groups that it accepts are taken, and no batch that was put back.
+        only groups that it accepts are taken, and no batch that was put back. It has `max_rows` at
+        most, unless its oldest request alone has more.
         """
         with self._lock:
             if self._interrupted and accept is None:
                 return self._interrupted.popleft()
             if not self._rows or self._seconds_until_ready() != 0.0:
                 return None
-            return self._form_batch(accept)
+            return self._form_batch(accept, max_rows)
 
     def remove_rejectable(self) -> Sequence[Request]:
         """Remove and return the requests that have waited longer than their policy allows."""
@@ -503,7 +507,7 @@ class Queue:
                     ready = rows
         return ready or (rows if rows >= largest else 0)
 
-    def _form_batch(self, accept: Accept | None) -> Batch | None:
+    def _form_batch(self, accept: Accept | None, max_rows: int) -> Batch | None:
         batch = Batch()
         if self._has_timeouts:
             batch.expired.extend(self._apply_timeouts())
@@ -514,7 +518,7 @@ class Queue:
         )
         lanes = turn.lanes
         group = next(iter(lanes)) if len(lanes) == 1 else turn.first_group(lanes)
-        limit = self.max_batch_rows
+        limit = min(self.max_batch_rows, max_rows)
         delay = self._policy.max_delay
         if delay and self._oldest() + delay > self._clock() and (ready := self._find_ready_group()):
             # The most urgent level leads: nothing has waited for longer than it should.

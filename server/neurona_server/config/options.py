@@ -185,6 +185,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "less latency, but other requests wait meanwhile. auto: while runs are short."
         ),
     ] = "auto"
+    sequence_batching: Annotated[
+        Literal["auto", "cellular", "ragged", "equal-lengths"],
+        Help(
+            "How requests of different lengths share the runs of a recurrent model. cellular: runs "
+            "have a few steps, and sequences join and leave between them. ragged: sequences of "
+            "similar lengths run together, and are padded. equal-lengths: only equal lengths run "
+            "together. auto: cellular or ragged, by what runs take. A model.toml may override it."
+        ),
+    ] = "auto"
     max_run_seconds: Annotated[
         float,
         Meta(ge=0, le=MAX_SECONDS),

@@ -37,6 +37,7 @@ from neurona_server.models.output_shapes import (
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.reshape import Reshape, find_reshapes, reshape_runs
+from neurona_server.models.sequence_choice import choose_sequence_batching
 from neurona_server.models.sequence_loading import (
     batch_sequences,
     complete_lengths,
@@ -239,6 +240,7 @@ class Model:
         all_inputs = [*inputs, *self.signature.optional]
         started = time.monotonic()
         self._warm_up(source, runs, lengths, cancellation)
+        self._choose_sequence_batching(source, options, runs[0])
         self.signature = _correct_signature(
             session, self.settings, reshapes["output"], self.signature, recorder, runs[0]
         )
@@ -267,7 +269,7 @@ class Model:
             all_inputs,
             lengths,
             reshapes["input"],
-            min_length=0 if self.sequences is None else 1,
+            min_length=1 if has_steps else 0,
         )
         self.batcher.check_inputs = bounds.checker if bounds else None
         self.batcher.answer_bounds = find_answer_bounds(
@@ -306,6 +308,24 @@ class Model:
             run_samples(str(source), self.settings.warm_up, self.signature, run)
         for one in self.sessions:
             one.keep_engines()
+
+    def _choose_sequence_batching(
+        self, source: ModelSource, options: ModelOptions, run: Run
+    ) -> None:
+        """Choose how sequences share runs, if the model is recurrent."""
+        if self.sequences is None:
+            return
+        choice = choose_sequence_batching(
+            self.batcher,
+            self.sequences,
+            self.signature,
+            self.metrics,
+            options.sequence_batching,
+            run,
+        )
+        self.sequence_method, self.sequence_reason = choice.method, choice.reason
+        self.chunk_steps = choice.chunk_steps
+        log.info("%s: batches of sequences: %s", source, choice, extra=self.log_fields)
 
     def _load_sessions(
         self, source: ModelSource, options: ModelOptions, cancellation: LoadCancellation

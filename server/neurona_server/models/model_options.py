@@ -26,6 +26,8 @@ class ModelOptions:
     tracer: BatchTracerFactory | None = None
     instances_by_gpu: Mapping[int, int] = field(default_factory=dict)
     """Sessions on GPUs that have another number of them, by the number of the GPU."""
+    sequence_batching: str = "auto"
+    """How sequences of different lengths share the runs of a recurrent model."""
     max_devices: int | None = None
     """The number of its devices that a model is loaded on at most; None: all."""
 
@@ -75,4 +77,5 @@ def options_for(settings: ModelSettings, options: ModelOptions) -> ModelOptions:
         runtime=runtime,
         instances=instances,
         instances_by_gpu=settings.instances_by_gpu,
+        sequence_batching=settings.sequence_batching or options.sequence_batching,
     )

@@ -34,9 +34,9 @@ from neurona_server.telemetry.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 1 << 29
-"""Of a model with its external data: the rewritten graph is a copy of it in memory, and for a while
-two more are loaded."""
+MAX_BYTES = 1 << 28
+"""Of a model with its external data: the rewritten graph is a copy of it in memory, and at load
+both are loaded beside copies that are not: up to 8 times this size."""
 
 GPU_TOLERANCE = 0.01
 """Relative to the largest value: a GPU multiplies with TF32, and sums in another order for another
@@ -217,9 +217,8 @@ class _SequenceLoading:
         if nbytes > MAX_BYTES:
             reason = f"it has {nbytes:,} bytes (expected up to {MAX_BYTES:,})"
             return SequenceAnalysis(without_lengths({}, reason))
-        content = with_external_data(self._path.read_bytes(), read_external(files))
         source = RecurrentSource(
-            comparisons=self._comparisons(content),
+            comparisons=self._comparisons(files),
             open_trace=self._open_trace,
             make_inputs=self._make_inputs,
             axis_groups=_group_axes(self._specs),
@@ -227,15 +226,18 @@ class _SequenceLoading:
             inputs=[spec.name for spec in self._specs],
             overridable=[spec.name for spec in self._optional],
         )
-        return analyse(content, source)
+        return analyse(self._read(files), source)
 
-    def _comparisons(self, content: bytes) -> list[Comparison]:
+    def _read(self, files: Mapping[str, Path]) -> bytes:
+        return with_external_data(self._path.read_bytes(), read_external(files))
+
+    def _comparisons(self, files: Mapping[str, Path]) -> list[Comparison]:
         """Return ways to compare; a GPU rounds too differently from run to run to do it alone."""
         file_run = self._cancellable(self._session.run)
         if self._session.device.kind == "cpu":
             return [Comparison(file_run, self._open_graph)]
         return [
-            Comparison(self._open_trace(content), self._open_on_cpu),
+            Comparison(self._open_trace(self._read(files)), self._open_on_cpu),
             Comparison(file_run, self._open_graph, GPU_TOLERANCE),
         ]
 

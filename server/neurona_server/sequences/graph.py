@@ -86,14 +86,14 @@ def with_all_tensors(model: "ModelProto") -> tuple[bytes, Sequence[str]]:
     """Return the model with the outputs of all nodes as outputs, and their names."""
     import onnx
 
-    traced = onnx.ModelProto()
-    traced.CopyFrom(model)
-    present = {output.name for output in traced.graph.output}
-    names = [name for node in traced.graph.node for name in node.output if name]
-    for name in names:
-        if name not in present:
-            traced.graph.output.append(onnx.ValueInfoProto(name=name))
-    return traced.SerializeToString(), [output.name for output in traced.graph.output]
+    outputs = model.graph.output
+    count = len(outputs)
+    present = {output.name for output in outputs}
+    names = [name for node in model.graph.node for name in node.output if name]
+    outputs.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    content, names = model.SerializeToString(), [output.name for output in outputs]
+    del outputs[count:]  # so that large weights are not copied
+    return content, names
 
 
 def constants(model: "ModelProto") -> dict[str, Array]:

@@ -14,6 +14,13 @@ from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
 TOLERANCE = 1e-5
 """Of outputs, relative to the largest value of the output, or absolute below 1."""
 
+MAX_TOLERANCE = 1e-3
+"""The same for a model whose layers make rounding errors grow, so that it gives rows other answers
+in a batch of equal lengths, too."""
+
+_ROUNDINGS = 4
+"""The tolerance for such a model, relative to how much these answers differ."""
+
 _PRECISION = 8
 """Of float16, whose rounding is coarser, so many roundings are allowed."""
 
@@ -38,6 +45,34 @@ Run = Callable[[Inputs], Outputs]
 
 MakeRows = Callable[[int, int, int], dict[str, Array]]
 """Makes inputs of a number of rows, a number of steps and a seed."""
+
+Disprove = Callable[[Run, Run, SequenceForm, MakeRows, float], str]
+"""`disprove_lengths` or `disprove_state`."""
+
+
+def find_tolerance(
+    file_run: Run, form: SequenceForm, make_rows: MakeRows, tolerance: float = TOLERANCE
+) -> float:
+    """Return by how much answers may differ: more where those of the file do in a batch.
+
+    Args:
+        file_run: Runs the file as it is.
+        form: How it reads sequences.
+        make_rows: Makes inputs; lengths that callers send are all steps.
+        tolerance: The least to return.
+
+    Raises:
+        Exception: What runs raise.
+    """
+    largest = 0.0
+    for seed, (lengths, width) in enumerate(RAGGED_LENGTHS, start=1):
+        inputs = make_rows(len(lengths), width, seed)
+        together = file_run(inputs)
+        for row in range(len(lengths)):
+            alone = file_run(_cut(inputs, form, row, 0, width))
+            for one, other in zip(together, alone, strict=True):
+                largest = max(largest, _rounding(np.asarray(one)[row : row + 1], np.asarray(other)))
+    return max(tolerance, min(_ROUNDINGS * largest, MAX_TOLERANCE))
 
 
 def disprove_lengths(
@@ -214,6 +249,17 @@ def _is_equal(first: Array, second: Array, tolerance: float) -> bool:
         close = np.abs(first - second) <= allowed
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     return bool(np.all(close | same))
+
+
+def _rounding(first: Array, second: Array) -> float:
+    """Return the largest difference, relative to the largest value, or absolute below 1."""
+    if first.shape != second.shape or first.dtype.kind != "f":
+        return 0.0
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    finite = np.isfinite(first) & np.isfinite(second)
+    largest = float(np.abs(second, where=finite, out=np.zeros_like(second)).max(initial=0))
+    difference = np.abs(first - second, where=finite, out=np.zeros_like(second))
+    return float(difference.max(initial=0)) / max(1.0, largest)
 
 
 def _vary(answers: Sequence[Outputs]) -> bool:

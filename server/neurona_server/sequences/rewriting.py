@@ -7,7 +7,7 @@ graph has one more input and one more output for the states of all of them besid
 Whatever is written here is proved by runs before it is used: see proof.py.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 
 NEXT_STATE = "neurona.next_state"
 """The output of a rewritten graph with the state after the last step of each row."""
+
+_SHAPE_INPUTS: Mapping[str, Collection[int]] = {
+    **dict.fromkeys(("Expand", "Gather", "GatherND", "Reshape", "Split", "Tile"), (1,)),
+    **dict.fromkeys(("CumSum", "ReverseSequence", "Squeeze", "TopK", "Unsqueeze"), (1,)),
+    "Slice": (1, 2, 3, 4),
+    **dict.fromkeys(STATE_COUNTS, (4, 5, 6)),
+}
+"""The inputs of operators that are shapes or indices, or that a rewrite takes care of."""
 
 _FLOATS = {np.dtype(np.float32): 1, np.dtype(np.float16): 10, np.dtype(np.float64): 11}
 """ONNX's numbers of element types."""
@@ -85,7 +93,12 @@ def rewrite(
     )
     if across:
         raise NotRewrittenError(f"its operator {across} may look across steps")
+    node, is_position = rewriter.find_size_dependence()
+    if node and not is_position:
+        raise NotRewrittenError(f"its operator {node} depends on the number of steps")
     reason = rewriter.find_closed_state()
+    if node and not reason:
+        reason = f"its operator {node} depends on the position of a step"
     size = rewriter.open_state() if with_state and not reason else 0
     return RewrittenGraph(copy.SerializeToString(deterministic=True), size, reason)
 
@@ -106,6 +119,11 @@ class _Rewriter:
         """Outputs of the nodes that look for the end of the sequences, all of which know it."""
 
         self._nodes = recurrent_nodes(model.graph)
+        self._original_nodes = []
+        for node in self._graph.node:
+            copy = type(node)()
+            copy.CopyFrom(node)
+            self._original_nodes.append(copy)
         self._producers = {name: node for node in self._graph.node for name in node.output if name}
         self._count = 0
         self._wide_lengths = ""
@@ -155,6 +173,46 @@ class _Rewriter:
                 if name and not self._axes.values(name):
                     return f"the state of its layer {_title(node)} begins with unknown values"
         return ""
+
+    def find_size_dependence(self) -> tuple[str, bool]:
+        """Return a node that computes with the number of steps or of rows, "" if there is none.
+
+        Shapes and indices do not count. The second value is whether it is the position of each step
+        that is computed with, which is right for the whole of a sequence only.
+        """
+        dependent = {*self._inputs}
+        positional = ""
+        for node in self._original_nodes:
+            if node.op_type in ("Shape", "Size") or not dependent & {*node.input}:
+                continue
+            dependent.update(node.output)
+            shapes = _SHAPE_INPUTS.get(node.op_type, ())
+            for index, name in enumerate(node.input):
+                if not name or name in dependent or index in shapes or not self._varies(name):
+                    continue
+                if Axis.TIME not in (self._axes.find(name) or ()):
+                    return _title(node), False
+                positional = positional or _title(node)
+        return positional, True
+
+    def _varies(self, tensor: str) -> bool:
+        """Return whether a tensor is another one for other numbers of rows or steps."""
+        arrays, meanings = self._axes.values(tensor), self._axes.find(tensor)
+        if arrays and all(array is arrays[0] for array in arrays):  # an initialiser
+            return False
+        if meanings is None:
+            return True
+        free = [axis for axis, meaning in enumerate(meanings) if meaning is not Axis.FIXED]
+        parts = []
+        for array in arrays:
+            part = array
+            for axis in free:
+                first = part.take([0], axis)
+                if not np.array_equal(np.broadcast_to(first, part.shape), part):
+                    return True
+                part = first
+            parts.append(part)
+        return any(not np.array_equal(part, parts[0]) for part in parts)
 
     def open_state(self) -> int:
         """Make the states of all recurrent nodes an input and an output; return their size."""

@@ -93,3 +93,16 @@ def test_a_file_cannot_be_followed(follow, arguments, reason):
     done = follow("", *arguments)
     assert done.returncode == 2
     assert reason in done.stderr.decode()
+
+
+def test_describe_says_which_models_have_sessions(sum_server):
+    done = subprocess.run(
+        [NEURONA, "describe", "sum", "--address", sum_server.address],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert ["sequences", "of equal length share a run"] in lines
+    assert ["sessions", "state of 8 bytes a row, 0 open"] in lines

@@ -25,6 +25,16 @@ with Client(ADDRESS, timeout=20) as client:
     gevent.joinall(calls, raise_error=True)
     assert [one.value for one in calls] == [["0"] * 20] * 10
     assert client.predict("lenet5", np.zeros((4000, 8, 8), np.float32))[3999].label == "0"
+    def walk():
+        with client.session("lstm") as session:
+            labels = []
+            for row in inputs:
+                session.send(row)
+                labels.append(session.receive().label)
+            return labels
+    walks = [gevent.spawn(walk) for _ in range(10)]
+    gevent.joinall(walks, raise_error=True)
+    assert {len(one.value) for one in walks} == {8}
     assert ticks, "other greenlets do not run while calls wait"
 with Client([ADDRESS, "127.0.0.1:1"], timeout=20, coalesce=False) as client:
     assert client.predict("lenet5", inputs).label == "0"

@@ -112,14 +112,20 @@ def test_shares_and_percentiles_are_computed_like_prometheus(browser, site):
     assert "25 % of requests" in browser.text("tbody .model")
 
 
-def test_open_sessions_are_shown(browser, site, screenshot):
+def test_open_sessions_and_padding_are_shown(browser, site, screenshot):
     for name in ("lstm", "mlp"):
-        site.versions.append(VersionInfo(name, 1, "ready", [], True, 1.0))
+        site.versions.append(VersionInfo(name, 1, "ready", [], False, 1.0))
         site.metrics.for_version(name, 1).record_request("ok", 0.004)
     site.metrics.for_version("lstm", 1).sessions.open_sessions.set(1234)
+    site.metrics.for_version("lstm", 1).sequences.record_run(100, 100)
     browser.open(site.url)
     browser.wait_until("document.querySelectorAll('tbody .tag').length === 1")
     assert browser.text("tbody .tag") == "1,234 sessions"
+    assert "padding" not in browser.text("tbody .batch")
+    site.metrics.for_version("lstm", 1).record_run(30, 10, 0, (0.0, 0.001, 0.0), 0.0)
+    site.metrics.for_version("lstm", 1).sequences.record_run(100, 88)
+    browser.wait_until("document.querySelector('tbody .batch').innerText.includes('padding')")
+    assert browser.text("tbody .batch").split("\n") == ["30.0", "12 % padding"]
     assert "1,234 open sessions" in browser.text("#tile-requests")
     screenshot("sessions")
     site.metrics.for_version("lstm", 1).sessions.open_sessions.set(1)

@@ -63,6 +63,7 @@ def test_every_option_can_be_set_in_every_source():
         "traces_endpoint": "http://collector:4317",
         "traces_ratio": "0.5",
         "inline": "never",
+        "sequence_batching": "ragged",
         "versions": "latest 3",
         "transport": "cygrpc",
         "model_control": "explicit",

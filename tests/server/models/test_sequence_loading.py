@@ -34,7 +34,7 @@ from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.sequence_loading import find_sequences
 from neurona_server.models.signature import Signature
-from neurona_server.sequences.form import LENGTHS, STATE
+from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
 from neurona_server.telemetry.metrics import Metrics
 
 SHARED = os.environ.get("NEURONA_SHARED")
@@ -180,6 +180,26 @@ def test_all_instances_run_the_rewritten_graph(tmp_path):
     metrics = Metrics(CollectorRegistry())
     model = Model(ModelSource("m", 1, path), ModelOptions(instances=3), metrics)
     assert [session.runs_sequences for session in model.sessions] == [True] * 3
+
+
+def test_the_graph_for_another_device_is_proved_on_the_cpu(tmp_path):
+    """What a session on a GPU does first, whose own runs round too differently for it."""
+    description = RecurrentModel(layers=2, answer="both")
+    path = save_recurrent(tmp_path / "model.onnx", description)
+    session = Session(path, RuntimeOptions())
+    cancellation = LoadCancellation()
+    inputs = description.make_inputs(3, 5)
+    run = session.open_trace(path.read_bytes(), cancellation)
+    for actual, expected in zip(run(inputs), session.run(inputs), strict=True):
+        assert_close(actual, expected)
+    form = SequenceForm({"steps": 1}, {1: 1})
+    lengths = helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["rows"])
+    proto = make_recurrent(description)
+    proto.graph.input.append(lengths)
+    content = proto.SerializeToString()
+    graph = session.open_sequence_graph(content, form, cancellation, on_cpu=True)
+    for actual, expected in zip(graph.run(inputs), session.run(inputs), strict=True):
+        assert_close(actual, expected)
 
 
 def with_nodes(model, nodes, constants=None, output="last", shape=("batch", CLASSES)):
@@ -357,7 +377,7 @@ def with_two_sequences():
         (with_attention, "its operator MatMul may look across steps"),
         (with_convolution, "its operator Conv may look across steps"),
         (flattened, "the shape of output 'changed' depends on the steps in an unknown way"),
-        (divided_by_the_steps, "outputs depend on padding behind the end of a sequence"),
+        (divided_by_the_steps, "its operator Div depends on the number of steps"),
         (with_condition, "axis 0 is not that of independent rows|its operator If may look"),
         (with_two_sequences, "its layers read sequences of different inputs"),
         (lambda: make_recurrent(RecurrentModel(pooling="ReduceMean")), "its operator ReduceMean"),
@@ -393,6 +413,39 @@ def assert_ragged(model: Model, proto: onnx.ModelProto, inputs, lengths=LENGTHS_
             steps = model.sequences.output_time_axes.get(index)
             part = output[row : row + 1]
             assert_close(part if steps is None else part[:, : lengths[row]], alone[index])
+
+
+def with_positions(bound: int) -> onnx.ModelProto:
+    """The answer to a step is another one from a position on."""
+    return with_nodes(
+        make_recurrent(RecurrentModel(answer="steps")),
+        [
+            helper.make_node("Shape", ["steps"], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "one"], ["count"]),
+            helper.make_node("Range", ["zero", "count", "one"], ["positions"]),
+            helper.make_node("Unsqueeze", ["positions", "axes"], ["column"]),
+            helper.make_node("Less", ["column", "bound"], ["is_early"]),
+            helper.make_node("Neg", ["every"], ["negative"]),
+            helper.make_node("Where", ["is_early", "every", "negative"], ["changed"]),
+        ],
+        {
+            "one": np.array(1),
+            "zero": np.array(0),
+            "axes": np.array([0, 2]),
+            "bound": np.array(bound),
+        },
+        output="every",
+        shape=("batch", "time", CLASSES),
+    )
+
+
+def test_positions_of_steps_are_right_for_whole_sequences_only(load):
+    proto = with_positions(3)
+    model = load(proto)
+    assert_ragged(model, proto, RecurrentModel().make_inputs(4, 12))
+    assert model.sequences.stateless_reason == (
+        "its operator Where depends on the position of a step"
+    )
 
 
 def reversed_by(operator: str) -> onnx.ModelProto:

@@ -6,7 +6,13 @@ import pytest
 from support.recurrent_models import CLASSES, RecurrentModel, make_recurrent
 
 from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
-from neurona_server.sequences.proof import disprove_lengths, disprove_state
+from neurona_server.sequences.proof import (
+    MAX_TOLERANCE,
+    TOLERANCE,
+    disprove_lengths,
+    disprove_state,
+    find_tolerance,
+)
 
 MODEL = RecurrentModel("GRU", answer="both")
 FORM = SequenceForm({"steps": 1}, {1: 1}, state_size=MODEL.state_size)
@@ -101,3 +107,16 @@ def test_lengths_of_callers_are_cut_with_their_sequences():
         return session.run(None, {name: inputs[name] for name in ("steps", "lengths")})
 
     assert disprove_lengths(run, run, form, description.make_inputs) == ""
+
+
+def test_a_file_whose_own_answers_differ_in_a_batch_is_compared_less_strictly(file):
+    def noisy(error):
+        def run(inputs):
+            last, every = file(inputs)
+            return [last + (error if len(last) > 1 else 0), every]
+
+        return run
+
+    assert find_tolerance(file, FORM, make_rows) == TOLERANCE
+    assert find_tolerance(noisy(5e-5), FORM, make_rows) == pytest.approx(2e-4, rel=0.2)
+    assert find_tolerance(noisy(0.1), FORM, make_rows) == MAX_TOLERANCE

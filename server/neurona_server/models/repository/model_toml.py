@@ -140,6 +140,7 @@ class ModelToml(_Table, frozen=True):
     max_delay_ms: _Milliseconds | None = None
     latency_objective_ms: _Milliseconds | None = None
     inline: Literal["auto", "always", "never"] | None = None
+    sequence_batching: Literal["auto", "cellular", "ragged", "equal-lengths"] | None = None
     max_run_seconds: _Seconds | None = None
     instances: Annotated[int, Meta(ge=1, le=64)] | None = None
     threads: Annotated[int, Meta(ge=0, le=1024)] | None = None
@@ -201,6 +202,7 @@ def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
         max_delay_ms=table.max_delay_ms,
         latency_objective_ms=table.latency_objective_ms,
         inline=table.inline,
+        sequence_batching=table.sequence_batching,
         max_run_seconds=table.max_run_seconds,
         instances=table.instances,
         threads=table.threads,

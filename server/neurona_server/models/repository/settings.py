@@ -181,6 +181,9 @@ class ModelSettings:
     max_delay_ms: float | None = None
     latency_objective_ms: float | None = None
     inline: str | None = None
+    sequence_batching: str | None = None
+    """How sequences of different lengths share runs, None as the server's option says."""
+
     max_run_seconds: float | None = None
     instances: int | None = None
     threads: int | None = None

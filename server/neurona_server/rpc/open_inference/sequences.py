@@ -176,11 +176,11 @@ class SequenceStep:
 
     def _cancel(self) -> None:
         self._is_cancelled = True
+        self._behind = self.session.arrived_steps  # before its turn can see that it is cancelled
         try:
             self._waits.pop()
         except IndexError:  # it has its turn
             return
-        self._behind = self.session.arrived_steps
         self._record(error := cancellation_error(self.deadline))
         self._responder.fail(error)
 

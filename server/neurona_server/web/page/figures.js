@@ -12,7 +12,7 @@ function takeSnapshot(samples, at) {
     if (!version) {
       version = {
         key, model, version: number, state: "", labels: [], outcomes: new Map(), bounds: [], counts: [],
-        rows: 0, runs: 0, queue: 0, oldest: 0, sessions: 0, problem: false, degraded: false, provider: "",
+        rows: 0, runs: 0, queue: 0, oldest: 0, sessions: 0, steps: 0, padding: 0, problem: false, degraded: false, provider: "",
       };
       versions.set(key, version);
     }
@@ -36,6 +36,8 @@ function takeSnapshot(samples, at) {
   for (const { labels, value } of samplesOf("neurona_queue_rows")) versionOf(labels).queue = value;
   for (const { labels, value } of samplesOf("neurona_queue_oldest_seconds")) versionOf(labels).oldest = value;
   for (const { labels, value } of samplesOf("neurona_sessions_open")) versionOf(labels).sessions = value;
+  for (const { labels, value } of samplesOf("neurona_sequence_steps_total")) versionOf(labels).steps = value;
+  for (const { labels, value } of samplesOf("neurona_sequence_padding_steps_total")) versionOf(labels).padding = value;
   const processes = new Map(samplesOf("neurona_processes").map(({ labels, value }) => [labels.state, value]));
   return {
     at,
@@ -75,6 +77,8 @@ function compare(now, then, seconds) {
   return {
     seconds, total, errors, bounds: now.bounds, counts, runs,
     rows: increase(now.rows, then?.rows),
+    steps: increase(now.steps, then?.steps),
+    padding: increase(now.padding, then?.padding),
     failed: [...errors.values()].reduce((a, b) => a + b, 0),
   };
 }

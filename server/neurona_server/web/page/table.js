@@ -88,7 +88,10 @@ class Table {
     cells.state.append(state, flags);
     const [errors, outcomes] = [element("span"), element("span", { class: "outcomes" })];
     cells.errors.append(errors, outcomes);
-    const row = { node, cells, labels, svg, rate, state, flags, errors, outcomes, shown: "" };
+    const [batch, padding] = [element("span"), element("span", { class: "padding" })];
+    padding.title = "Steps that are padding, since sequences of different lengths shared a run";
+    cells.batch.append(batch, padding);
+    const row = { node, cells, labels, svg, rate, state, flags, errors, outcomes, batch, padding, shown: "" };
     this.rows.set(figure.key, row);
     return row;
   }
@@ -118,7 +121,9 @@ class Table {
     setText(row.outcomes, figure.failed ? showErrors(figure.errors, figure.seconds) : "");
     setText(cells.p50, showSeconds(figure.p50));
     setText(cells.p99, showSeconds(figure.p99));
-    setText(cells.batch, Number.isFinite(figure.batch) ? figure.batch.toFixed(1) : NO_VALUE);
+    setText(row.batch, Number.isFinite(figure.batch) ? figure.batch.toFixed(1) : NO_VALUE);
+    const padded = figure.steps ? figure.padding / (figure.steps + figure.padding) : 0;
+    setText(row.padding, padded >= 0.005 ? `${Math.round(100 * padded)} % padding` : "");
     setText(cells.queue, served ? showCount(figure.queue) : NO_VALUE);
     setText(cells.oldest, figure.queue ? showSeconds(figure.oldest) : NO_VALUE);
     setText(cells.provider, figure.provider.replace(/ExecutionProvider$/, "") || NO_VALUE);

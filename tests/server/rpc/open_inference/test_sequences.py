@@ -693,3 +693,37 @@ def test_the_deadline_of_a_step_that_waits(waiting_server):
     waiting_server.begin()
     assert output_of(calls[0].result()).tolist() == [[1]]
     assert waiting_server.caller.step(2, 5).tolist() == [[3]]
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_recurrent_model_with_its_state_as_tensors(open_server, tmp_path, batched):
+    """Steps of different lengths of different sequences run at once, and are cut as they should."""
+    stateful_models.save_gru(tmp_path / "gru", batched=batched)
+    caller = SequenceCaller(open_server(tmp_path), "gru", datatype="FP32")
+    random = np.random.default_rng(1)
+    sequences = random.standard_normal((6, 1, 30, 3), np.float32)
+    whole = [caller.step(steps, f"whole {n}", start=True) for n, steps in enumerate(sequences)]
+    ends = np.sort(random.permuted(np.tile(np.arange(1, 30), (6, 1)), axis=1)[:, :8])
+    positions = [0] * 6
+    for turn in range(8):
+        calls = [
+            caller.start_step(steps[:, positions[n] : ends[n, turn]], n + 1, start=turn == 0)
+            for n, steps in enumerate(sequences)
+        ]
+        for n, call in enumerate(calls):
+            expected = whole[n][:, positions[n] : ends[n, turn]]
+            np.testing.assert_allclose(output_of(call.result()), expected, atol=1e-5)
+            positions[n] = ends[n, turn]
+
+
+def test_steps_share_runs_with_whole_sequences(lstm):
+    """Of other lengths: neither gets the state of the other."""
+    whole = [lstm.step(STEPS[:, :count], None) for count in range(1, 7)]
+    for number in range(4):
+        lstm.step(STEPS[:, :2], f"mixed {number}", start=True)
+    calls = []
+    for number in range(4):
+        calls.append((lstm.start_step(STEPS[:, 2 : 3 + number], f"mixed {number}"), 2 + number))
+        calls += [(lstm.start_step(STEPS[:, :count], None), count - 1) for count in range(1, 7)]
+    for call, index in calls:
+        np.testing.assert_allclose(output_of(call.result()), whole[index], atol=1e-5)
