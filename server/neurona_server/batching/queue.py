@@ -23,8 +23,8 @@ NO_LIMIT = 1 << 62
 Accept = Callable[[int, Hashable], bool]
 """Whether to take a batch, by the most rows that it can have and its group."""
 
-Merge = Callable[[Hashable, Mapping[Hashable, int], int], tuple[Sequence[Hashable], int]]
-"""The groups of a batch, in the order in which they fill it: first its leader's; and its most rows.
+Merge = Callable[[Hashable, Mapping[Hashable, int], int], Sequence[Hashable]]
+"""The groups of a batch, in the order in which they fill it: first its leader's.
 
 By the group of the leader, the waiting rows of each group of its priority, and the most rows of any
 batch. It must be fast, and take no lock that a thread holds which uses the queue."""
@@ -151,6 +151,9 @@ class Queue:
         self._next_timeout = math.inf  # no waiting request has to leave or to be delayed before
         self._cost = cost
         self._merge: Merge | None = None
+        self.limit_rows: Callable[[Hashable, int], int] | None = None
+        """Returns the most rows of a batch by the group of its leader and the most of any batch;
+        None if all have the same. It is set after `merge`."""
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
         self._changed = threading.Condition(self._lock)
@@ -175,6 +178,7 @@ class Queue:
     @merge.setter
     def merge(self, merge: Merge | None) -> None:
         self._merge = merge
+        self.limit_rows = None
         for level in self._levels:
             level.backlog = Backlog(self._cost) if merge is None else MergedBacklog(self._cost)
 
@@ -556,7 +560,10 @@ class Queue:
         `accept` the batch is one that it accepts, or the leader's group alone.
         """
         assert self._merge is not None  # noqa: S101  for the type checker
-        groups, limit = self._merge(leader, level.backlog.rows, self.max_batch_rows)
+        limit = self.max_batch_rows
+        if self.limit_rows is not None:
+            limit = self.limit_rows(leader, limit)
+        groups = self._merge(leader, level.backlog.rows, limit)
         if accept is not None and len(groups) > 1:
             rows = min(sum(map(self.group_rows, groups)), limit)
             if not all(accept(rows, group) for group in groups):

@@ -128,7 +128,9 @@ def batch_sequences(
     signature.group_sequences = LengthGrouper(form, names, is_mixed=is_mixed)
     batcher.joiner = RaggedJoiner(form, metrics.sequences.record_run)
     costs = batcher.cost_model
-    batcher.queue.merge = LengthMerger(costs.predict, costs.batch_sizes) if is_mixed else None
+    merger = LengthMerger(costs.predict, costs.batch_sizes) if is_mixed else None
+    batcher.queue.merge = merger
+    batcher.queue.limit_rows = None if merger is None else merger.limit_rows
     if is_mixed:
         return SequenceMethod.SEQUENCE_METHOD_RAGGED
     return SequenceMethod.SEQUENCE_METHOD_EQUAL_LENGTHS

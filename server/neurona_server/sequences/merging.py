@@ -55,13 +55,10 @@ class LengthMerger:
 
     def __call__(
         self, leader: Hashable, rows: Mapping[Hashable, int], limit: int
-    ) -> tuple[Sequence[Hashable], int]:
-        """Return the groups of a batch, and its most rows: see `Merge`."""
-        if not isinstance(leader, LengthGroup):
-            return (leader,), limit
-        limit = self._best_limit(leader, limit)
-        if len(rows) == 1 or rows[leader] >= limit:
-            return (leader,), limit
+    ) -> Sequence[Hashable]:
+        """Return the groups of a batch: see `Merge`."""
+        if len(rows) == 1 or not isinstance(leader, LengthGroup) or rows[leader] >= limit:
+            return (leader,)
         base, predict = leader.base, self._predict
         others = sorted(
             [
@@ -105,13 +102,15 @@ class LengthMerger:
                 above += 1
             else:
                 below -= 1
-        return groups, limit
+        return groups
 
-    def _best_limit(self, group: LengthGroup, limit: int) -> int:
-        """Return the most rows of a batch with which each row costs the least.
+    def limit_rows(self, group: Hashable, limit: int) -> int:
+        """Return the most rows of a batch with which each row costs the least: up to `limit`.
 
         Costs change slowly: it is decided anew now and then.
         """
+        if not isinstance(group, LengthGroup):
+            return limit
         self._limit_reads += 1
         if self._limit_reads > LIMIT_READS:
             self._limit_reads = 0
@@ -127,7 +126,7 @@ class LengthMerger:
 
     def _seconds_alone(self, group: LengthGroup, rows: int, count: int, limit: int) -> float:
         """Return what the runs of a group alone take less if `count` of its rows run elsewhere."""
-        limit = self._best_limit(group, limit)
+        limit = self.limit_rows(group, limit)
         if rows > limit:
             return count * self._seconds_of_row(limit, group)
         seconds = self._predict(rows, group)
