@@ -128,6 +128,11 @@ class HostileCaller:
 
     def close(self) -> None:
         """End all sequences and the connection."""
+        burst = [self._step(key, ends=True) for key in [*self._open]]
+        responses = self._stub.ModelStreamInfer(iter([message for message, _ in burst]))
+        for (message, expected), response in zip(burst, responses, strict=True):
+            if not expected(response):
+                self._campaign.wrong.append(f"{describe(message)}: {response}"[:500])
         self._channel.close()
 
     def _make_burst(self) -> Iterator[tuple[pb.ModelInferRequest, Expected]]:

@@ -47,7 +47,7 @@ class Load:
         rate: Requests per second, at random times (a Poisson process).
         in_flight: If not 0, a request is sent for each response instead, so many at first.
         seconds: That are measured.
-        warm_up_seconds: Before them.
+        warm_up_seconds: Before them, no more than these.
         drain_seconds: After them, to wait for responses.
         seed: Of the times and of what is sent.
         method: The path of the method.
@@ -310,7 +310,7 @@ def make_load(load: Load) -> Arrivals:
     draw = generator.randrange
     arrivals = Arrivals()
     begin = time.perf_counter() + 0.05
-    measured_from = begin + load.warm_up_seconds
+    measured_from = begin + min(load.warm_up_seconds, load.seconds)
     until = measured_from + load.seconds
     due = begin + generator.expovariate(load.rate) if load.rate else math.inf
     unanswered = number = 0

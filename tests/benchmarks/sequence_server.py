@@ -8,9 +8,10 @@ benchmark may be imported.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
+from neurona_server.batching.batch import Batch
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request
 from neurona_server.cli import main
@@ -29,64 +30,55 @@ class AnyLength(LengthGroup):
         return hash(self.base)
 
 
-class Successive(LengthGroup):
-    """A group of requests of equal length that arrived one after the other."""
+def pad_to_longest() -> None:
+    """Has a batch take what arrived first, padded to the longest sequence of the batch."""
+    put = Queue.put
 
-    number: int
+    def put_in_line(self: Queue, requests: Sequence[Request], **options: Any) -> Sequence[Request]:
+        for request in requests:
+            if isinstance(request.group, LengthGroup):
+                request.group = AnyLength(request.group.base, count_steps(request))
+        return put(self, requests, **options)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Successive) and other.number == self.number
-
-    def __hash__(self) -> int:
-        return hash(self.number)
-
-
-def pad_to_longest() -> Callable[[LengthGroup, int], LengthGroup]:
-    """Returns groups for batches of what arrived first, padded to the longest one of a batch."""
-    return lambda group, steps: AnyLength(group.base, steps)
+    Queue.put = put_in_line  # type: ignore[method-assign]
 
 
-def close_at_new_length() -> Callable[[LengthGroup, int], LengthGroup]:
-    """Returns groups for batches that end where the next request has another length.
+def close_at_new_length() -> None:
+    """Has a batch take what arrived first, up to the first sequence of another length.
 
     So does Triton's dynamic batcher for a model whose requests may differ in shape.
     """
-    number = 0
-    last = 0
+    pad_to_longest()  # for the line; what follows leaves nothing to pad
+    fill = Queue._fill
 
-    def make_group(group: LengthGroup, steps: int) -> LengthGroup:
-        nonlocal number, last
-        if steps != last:
-            number, last = number + 1, steps
-        successive = Successive(group.base, steps)
-        successive.number = number
-        return successive
+    def fill_with_one_length(
+        self: Queue, batch: Batch, level: Any, group: Hashable, rows: int, limit: int
+    ) -> int:
+        steps = count_steps(batch.requests[0]) if batch.requests else 0
+        fitting = 0
+        for request in level.lanes[group]:
+            steps = steps or count_steps(request)
+            if count_steps(request) != steps:
+                break
+            fitting += request.rows
+        return (
+            fill(self, batch, level, group, rows, min(limit, rows + fitting)) if fitting else rows
+        )
 
-    return make_group
+    Queue._fill = fill_with_one_length  # type: ignore[method-assign]
+
+
+def count_steps(request: Request) -> int:
+    """Returns the steps of a request: the size of axis 1 of its sequences."""
+    return max([array.shape[1] for array in request.inputs.values() if array.ndim > 2])
 
 
 POLICIES = {PADDED: pad_to_longest, CLOSED: close_at_new_length}
 
 
-def use_policy(policy: str) -> None:
-    """Has queues group sequences by a policy when they arrive."""
-    make_group = POLICIES[policy]()
-    put = Queue.put
-
-    def put_in_group(self: Queue, requests: Sequence[Request], **options: Any) -> Sequence[Request]:
-        self.merge = None  # groups never share a batch
-        for request in requests:
-            if isinstance(request.group, LengthGroup):
-                steps = max([array.shape[1] for array in request.inputs.values() if array.ndim > 2])
-                request.group = make_group(request.group, steps)
-        return put(self, requests, **options)
-
-    Queue.put = put_in_group  # type: ignore[method-assign]
-
-
 if __name__ == "__main__":
     policy, *arguments = sys.argv[1:]
     if policy != SERVER:
-        use_policy(policy)
+        POLICIES[policy]()
     sys.argv[1:] = arguments
     sys.exit(main())

@@ -471,7 +471,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the log-normal mix, one short round")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.mixes, arguments.rounds, arguments.seconds = ["log-normal"], 1, 0.5
+        arguments.mixes, arguments.rounds, arguments.seconds = ["log-normal"], 1, 0.2
     return arguments
 
 

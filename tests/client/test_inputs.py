@@ -6,10 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from neurona_client import Client, InvalidInputError, TensorSpec
-from neurona_client.inputs import as_array
+from neurona_client import Client, InvalidInputError, ModelDescription, TensorSpec
+from neurona_client.inputs import as_array, prepare_steps
 from neurona_client.results import bfloat16_to_float32
-from neurona_protos.prediction_pb2 import DATA_TYPE_FLOAT, DATA_TYPE_STRING
+from neurona_protos.prediction_pb2 import (
+    DATA_TYPE_FLOAT,
+    DATA_TYPE_INT32,
+    DATA_TYPE_INT64,
+    DATA_TYPE_STRING,
+    DescribeModelResponse,
+    SequenceServing,
+)
 from neurona_protos.tensors import NUMPY_DTYPES, data_type, dtype_name
 
 NUMERIC_TYPES = [number for number, dtype in NUMPY_DTYPES.items() if dtype.kind in "biuf"]
@@ -152,3 +159,65 @@ def test_masked_values_are_rejected():
     with pytest.raises(InvalidInputError, match="masked"):
         as_array(values, spec)
     assert as_array(values[:1], spec).tolist() == [1.0]
+
+
+def steps_of(inputs, *specs, **time_axes):
+    """Shape or lengths of each tensor, and whether the inputs are one sequence."""
+    message = DescribeModelResponse(sequences=SequenceServing(time_axes=time_axes))
+    description = ModelDescription(
+        *("m", 1, "tensors", "", specs, (), (), (), True, {}, {}), message
+    )
+    tensors, is_sample = prepare_steps(description, inputs)
+    return {name: array.tolist() if "len" in name else array.shape for name, _, array in tensors}, (
+        is_sample
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps", "is_sample"),
+    [((2,), 1, True), ((5, 2), 5, True), ((1, 5, 2), 5, False)],
+)
+def test_a_step_of_a_sequence_may_be_without_batch_and_time(shape, steps, is_sample):
+    values = np.zeros(shape, np.float32)
+    spec = make_spec(DATA_TYPE_FLOAT, (-1, -1, 2))
+    expected = {"x": (1, steps, 2)}, is_sample
+    assert steps_of(values, spec, x=1) == steps_of(values.tolist(), spec, x=1) == expected
+    assert steps_of({"x": values}, spec, x=1) == expected
+    last = np.moveaxis(values, -2, -1) if len(shape) > 1 else values
+    transposed = make_spec(DATA_TYPE_FLOAT, (-1, 2, -1))
+    assert steps_of(last, transposed, x=2) == ({"x": (1, 2, steps)}, is_sample)
+
+
+def test_lengths_that_are_left_out_are_all_steps():
+    specs = (
+        make_spec(DATA_TYPE_FLOAT, (-1, -1, 2)),
+        make_spec(DATA_TYPE_INT32, (-1,), "sequence_lens"),
+    )
+    one_step = {"x": (1, 1, 2), "sequence_lens": [1]}, True
+    assert steps_of([1.0, 2.0], *specs, x=1) == one_step
+    assert steps_of({"x": np.zeros((4, 2))}, *specs, x=1) == (
+        {"x": (1, 4, 2), "sequence_lens": [4]},
+        True,
+    )
+    batch = {"x": np.zeros((3, 4, 2), np.float32)}
+    assert steps_of(batch, *specs, x=1)[0]["sequence_lens"] == [4, 4, 4]
+    lengths = np.array([4, 2, 1], np.int32)
+    assert steps_of(batch | {"sequence_lens": lengths}, *specs, x=1)[0]["sequence_lens"] == [
+        4,
+        2,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("text", ["a", ["a"], [["a"]]])
+def test_a_step_of_text_or_of_a_number_is_one_element(text):
+    strings = make_spec(DATA_TYPE_STRING, (-1, -1))
+    assert steps_of(text, strings, x=1)[0] == {"x": (1, 1)}
+    assert steps_of(7, make_spec(DATA_TYPE_INT64, (-1, -1)), x=1) == ({"x": (1, 1)}, True)
+
+
+def test_steps_of_another_shape_are_an_error():
+    spec = make_spec(DATA_TYPE_FLOAT, (-1, -1, 2))
+    for values in (np.zeros(3), np.zeros((2, 3)), np.zeros((1, 1, 1, 2)), 1.0):
+        with pytest.raises(InvalidInputError, match="input 'x' has shape"):
+            steps_of(values, spec, x=1)

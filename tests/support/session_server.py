@@ -111,6 +111,7 @@ class SessionServer(PredictionServicer, ModelsServicer):
             self._call(self._server.stop(0))
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._loop.close()
 
     def __enter__(self):
         return self

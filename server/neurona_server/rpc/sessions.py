@@ -10,6 +10,7 @@ It is one file since sessions have no lock of their own, but share the one of th
 """
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -323,7 +324,8 @@ class SessionStore:
         self._keyed: dict[Hashable, SequenceSession] = {}
         self._end_reasons: OrderedDict[Hashable, str] = OrderedDict()
         self._sweeper: threading.Thread | None = None
-        self._stopping = threading.Event()
+        self._is_stopping = False
+        self._sweep_early = threading.Event()  # set to sweep before the interval has passed
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -416,7 +418,8 @@ class SessionStore:
 
     def stop(self) -> None:
         """End the thread that sweeps."""
-        self._stopping.set()
+        self._is_stopping = True
+        self._sweep_early.set()
 
     def _open(
         self,
@@ -438,6 +441,8 @@ class SessionStore:
                 self._remove(displaced, reason)
             self._sessions[session] = None
             if session.idle_timeout:
+                if session.idle_timeout < min(self._expiring, default=math.inf):
+                    self._sweep_early.set()  # its interval is shorter
                 self._expiring.setdefault(session.idle_timeout, OrderedDict())[session] = None
             if key is not None:
                 self._keyed[key] = session
@@ -500,13 +505,17 @@ class SessionStore:
         return "max_sequence_idle_microseconds of its config.pbtxt"
 
     def _start_sweeper(self) -> None:
-        if self._sweeper is None and self._expiring and not self._stopping.is_set():
+        if self._sweeper is None and self._expiring and not self._is_stopping:
             self._sweeper = threading.Thread(target=self._sweep, name="sessions", daemon=True)
             self._sweeper.start()
 
     def _sweep(self) -> None:
         """Sweep until there are no sessions that may expire."""
-        while not self._stopping.wait(self._sweep_period()):
+        while True:
+            self._sweep_early.wait(self._sweep_period())
+            self._sweep_early.clear()
+            if self._is_stopping:
+                return
             try:
                 self.sweep()
             except Exception:  # a bug: the others must still end
@@ -517,7 +526,8 @@ class SessionStore:
                     return
 
     def _sweep_period(self) -> float:
-        timeout = min([*self._expiring], default=MAX_SWEEP_SECONDS)
+        with self.lock:
+            timeout = min(self._expiring, default=MAX_SWEEP_SECONDS)
         return min(timeout / SWEEPS, MAX_SWEEP_SECONDS)
 
 

@@ -138,6 +138,7 @@ class SequenceStep:
                 )
             )
         elif not session.is_open:
+            self._behind = self._arrival  # the others have the same error
             self._reject(
                 start_error(
                     session.model.name,
@@ -272,6 +273,9 @@ class Sequences:
     def _find(self, key: SequenceKey, resolve: Callable[[], Model]) -> IdentifiedSession:
         session = self._store.find(key)
         if isinstance(session, IdentifiedSession):
+            if session.is_ending:
+                reason = "it ends with a step before"
+                raise start_error(session.model.name, key.sequence_id, reason)
             return session
         model = resolve()
         if model.state_codec is None and model.settings.sequences is None:

@@ -50,7 +50,8 @@ PREDICT_DATA = DataFields(
 )
 """Where a request has the data of its tensors."""
 
-_COPIED_DTYPES = {DataType.DATA_TYPE_STRING, DataType.DATA_TYPE_BOOL}
+COPIED_DTYPES = {DataType.DATA_TYPE_STRING, DataType.DATA_TYPE_BOOL}
+"""Those whose arrays are no views of the message: many elements take long."""
 
 PRIORITIES = {
     Priority.PRIORITY_HIGH: Level.HIGH,
@@ -201,7 +202,7 @@ def decode_inputs(message: PredictRequest | SessionRequest, data: Sequence[memor
 def is_slow(message: PredictRequest | SessionRequest, nbytes: int, limits: Limits) -> bool:
     """Return whether decoding the inputs takes long. Raises InvalidArgumentError."""
     dtypes = {tensor.dtype for tensor in message.inputs}
-    if dtypes.isdisjoint(_COPIED_DTYPES):
+    if dtypes.isdisjoint(COPIED_DTYPES):
         return False
     strings = limits.check_strings(
         math.prod(tensor.shape)

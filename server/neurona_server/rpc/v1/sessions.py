@@ -4,50 +4,54 @@ Messages wait in the stream until the one before has its response. The server en
 last message that has the state: so its caller can go on from there on another replica.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from google.protobuf.message import DecodeError
-
 from neurona_protos.prediction_pb2 import (
-    Error,
     SessionRequest,
     SessionResponse,
     SessionStart,
-    Tensor,
 )
-from neurona_protos.wire_format import header, varint
+from neurona_protos.tensors import TensorError
 from neurona_server.batching.policy import Priority
-from neurona_server.batching.request import Outputs
+from neurona_server.batching.request import ExclusiveGroup
 from neurona_server.errors import (
     InvalidArgumentError,
     NeuronaError,
     UnavailableError,
-    response_too_large,
 )
 from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.model import Model
 from neurona_server.rpc.call import (
     ANY_MESSAGE_BYTES,
     Methods,
-    RequestIdentity,
     StreamCall,
     Streaming,
 )
-from neurona_server.rpc.detached_data import bytes_index, read_bytes_index
-from neurona_server.rpc.fast_path import DataFields
 from neurona_server.rpc.flow_control import StreamWindow
-from neurona_server.rpc.limits import LARGE_MESSAGE, Limits
+from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.security.access import Right, visible_models
 from neurona_server.rpc.sessions import SequenceSession, SessionStore, state_codec
-from neurona_server.rpc.status import status_of
-from neurona_server.rpc.submission import ParsedRequest, submit
-from neurona_server.rpc.v1.prediction import PRIORITIES, decode_inputs, input_types, is_slow
+from neurona_server.rpc.submission import ParsedRequest, is_large, send, submit
+from neurona_server.rpc.v1.prediction import (
+    COPIED_DTYPES,
+    PRIORITIES,
+    decode_inputs,
+    input_types,
+    is_slow,
+)
 from neurona_server.rpc.v1.responses import PredictResponseWriter, ResponseEncoder
+from neurona_server.rpc.v1.session_messages import (
+    FRAME_BYTES,
+    SessionResponseWriter,
+    frame_error,
+    frame_response,
+    parse_session_message,
+)
 from neurona_server.rpc.worker_pool import WorkerPool
-from neurona_server.sequences.state_bytes import StateCodec
 from neurona_server.telemetry.metrics import Metrics
 
 MAX_WAITING = 64
@@ -59,8 +63,8 @@ MAX_WAITING_BYTES = 1 << 20
 MAX_UNREAD = 256
 """Responses that the client has not read, beyond which no further steps run."""
 
-FRAME_BYTES = 64
-"""Bytes of a response besides the answer and the state, at most."""
+MAX_STEP_KINDS = 256
+"""Kinds of steps of a model that are remembered."""
 
 MAX_TURNS = 16
 """Messages without a run, such as invalid ones, that are answered before others are served."""
@@ -70,20 +74,15 @@ CLOSING = (
 )
 """The reason of a session's end when its transport drains the stream."""
 
-_RESPONSE = SessionResponse.RESPONSE_FIELD_NUMBER
-_STATE = SessionResponse.STATE_FIELD_NUMBER
-_ID = varint(SessionResponse.ID_FIELD_NUMBER << 3)
-_STEPS = varint(SessionResponse.STEPS_FIELD_NUMBER << 3)
+StepTypes = tuple[tuple[str, int, tuple[int, ...]], ...]
+"""Name, dtype and shape of each input of a step."""
 
 
-def _data_indices(rest: bytes) -> list[int | None]:
-    return [read_bytes_index(tensor.data) for tensor in SessionRequest.FromString(rest).inputs]
+class StepKind(NamedTuple):
+    """What is known of steps with equal types, which need not be checked again."""
 
-
-_SESSION_DATA = DataFields(
-    {SessionRequest.INPUTS_FIELD_NUMBER: {Tensor.DATA_FIELD_NUMBER: bytes_index}}, _data_indices
-)
-"""Where a message has the data of its tensors."""
+    rows: int
+    group: Hashable
 
 
 class Sessions:
@@ -103,6 +102,7 @@ class Sessions:
         self._registry = registry
         self._store = store
         self._encoders: WeakKeyDictionary[Model, ResponseEncoder] = WeakKeyDictionary()
+        self._step_kinds: WeakKeyDictionary[Model, dict[StepTypes, StepKind]] = WeakKeyDictionary()
 
     def methods(self) -> Methods:
         path = "/neurona.v1.Prediction/Session"
@@ -132,21 +132,12 @@ class Sessions:
         writer = PredictResponseWriter(encoder, start.top_k or 1, start.raw_outputs)
         return session, writer, priority
 
-    def parse(self, message: bytes) -> tuple[SessionRequest, Sequence[memoryview]]:
-        """Return a message and, unless it has them itself, the data of its tensors.
-
-        Raises:
-            InvalidArgumentError: It is no message, or exceeds a limit.
-        """
-        try:
-            if len(message) < LARGE_MESSAGE:
-                return SessionRequest.FromString(message), ()
-            detached = self.limits.detach_data(message, _SESSION_DATA.paths)
-            view = memoryview(message)
-            data = [view[start:stop] for start, stop in detached.spans]
-            return SessionRequest.FromString(detached.rest), data
-        except DecodeError:
-            raise InvalidArgumentError("message is not a neurona.v1.SessionRequest") from None
+    def step_kinds(self, model: Model) -> "dict[StepTypes, StepKind]":
+        """Return the kinds of steps that a model has accepted, by the types of their inputs."""
+        kinds = self._step_kinds.get(model)
+        if kinds is None:
+            kinds = self._step_kinds[model] = {}
+        return kinds
 
 
 class _Message(NamedTuple):
@@ -155,7 +146,8 @@ class _Message(NamedTuple):
     request: SessionRequest
     data: Sequence[memoryview]
     nbytes: int
-    is_first: bool
+    number: int
+    """Of the stream's messages, from 1."""
 
 
 class SessionStream:
@@ -187,12 +179,11 @@ class SessionStream:
     def receive(self, message: bytes) -> None:
         if self._end_reason or self._draining:
             return  # it has no response, so its caller sends it elsewhere
-        request, data = self.service.parse(message)
-        is_first = self._session is None
-        if is_first:
+        request, data = parse_session_message(message, self.service.limits)
+        if self._session is None:
             self._begin(request)
         self._messages += 1
-        self._waiting.append(_Message(request, data, len(message), is_first))
+        self._waiting.append(_Message(request, data, len(message), self._messages))
         self._waiting_bytes += len(message)
         self._run_waiting()
 
@@ -241,6 +232,7 @@ class SessionStream:
         self.cancelled = True  # before what follows: a step that begins later is cancelled at once
         if self._session is not None:
             self._session.close()
+            self._session = None  # stream and call refer to each other, and would keep its model
         if (cancel := self.cancel_step) is not None:
             cancel()
 
@@ -303,7 +295,7 @@ class SessionStream:
         session = self._session
         assert session is not None  # noqa: S101  for the type checker: it has begun
         request = message.request
-        if request.HasField("start") and not message.is_first:
+        if message.number > 1 and request.HasField("start"):
             error = InvalidArgumentError(
                 "session begun twice: a later message has a start (expected it in the first one "
                 "only)"
@@ -315,27 +307,57 @@ class SessionStream:
         else:
             session.claim()
             self._is_running = True
-            responder = SessionResponder(self, session, request, self._messages)
-            read = partial(self._read, session, message)
-            service = self.service
-            submit(service.metrics, lambda: session.model, read, responder, service.workers, 0)
+            self._submit(session, message)
 
-    def _read(
-        self,
-        session: SequenceSession,
-        message: _Message,
-        _: Model,
-    ) -> ParsedRequest:
+    def _submit(self, session: SequenceSession, message: _Message) -> None:
+        service, request, model = self.service, message.request, session.model
+        responder = SessionResponder(self, session, request, message.number)
+        kinds = service.step_kinds(model)
+        types = tuple([(one.name, one.dtype, tuple(one.shape)) for one in request.inputs])
+        kind = kinds.get(types)
+        if kind is not None and session.rows == kind.rows and not message.data:
+            started = time.monotonic()
+            try:
+                inputs = decode_inputs(request, ())
+                session.check_inputs(inputs)
+            except (TensorError, InvalidArgumentError):
+                pass  # what follows says so, and counts it
+            else:
+                writer = self._response_writer(session, request)
+                options = (self.call.deadline, self._priority, message.nbytes)
+                step = session.new_step(model, responder, writer, started, inputs, *kind, *options)
+                send(step, responder.defer, None, _never_again)
+                return
+        read = partial(self._read, session, message)
+        accepted = submit(
+            service.metrics, lambda: model, read, responder, service.workers, max_retries=0
+        )
+        if (
+            accepted is not None
+            and len(kinds) < MAX_STEP_KINDS
+            and model.signature.batched
+            and COPIED_DTYPES.isdisjoint([one.dtype for one in request.inputs])
+            and not isinstance(accepted.group, ExclusiveGroup)  # which is of one request
+            and not is_large(message.nbytes, accepted.expected_bytes)
+        ):
+            kinds[types] = StepKind(accepted.rows, accepted.group)
+
+    def _response_writer(
+        self, session: SequenceSession, request: SessionRequest
+    ) -> SessionResponseWriter:
+        return SessionResponseWriter(
+            self._writer,
+            self.service.limits.max_message_bytes - FRAME_BYTES,
+            state_codec(session.model) if request.return_state else None,
+        )
+
+    def _read(self, session: SequenceSession, message: _Message, _: Model) -> ParsedRequest:
         limits, request = self.service.limits, message.request
         limits.check(request)
         return ParsedRequest(
             input_types(request),
             partial(decode_inputs, request, message.data),
-            SessionResponseWriter(
-                self._writer,
-                limits.max_message_bytes - FRAME_BYTES,
-                state_codec(session.model) if request.return_state else None,
-            ),
+            self._response_writer(session, request),
             self.call.deadline,
             self._priority,
             message.nbytes,
@@ -414,54 +436,5 @@ class SessionResponder:
         self._stream.respond(message)
 
 
-class SessionResponseWriter(NamedTuple):
-    """The `ResponseWriter` of a step, whose response must fit into a message with the state."""
-
-    writer: PredictResponseWriter
-    max_bytes: int
-    codec: StateCodec | None
-    """Of the state that the message has, too; None if it has none."""
-
-    def __call__(self, outputs: Outputs) -> bytes:
-        response = self.writer(outputs)
-        size = len(response)
-        if self.codec is not None:
-            size += self.codec.count_bytes(len(outputs[0]))
-        if size > self.max_bytes:
-            raise response_too_large(size, self.max_bytes)
-        return response
-
-    def expected_bytes(self, rows: int) -> int:
-        return self.writer.expected_bytes(rows)
-
-    def ranked_classes(self, answer: int) -> int:
-        return self.writer.ranked_classes(answer)
-
-
-def frame_response(request_id: int, response: bytes | None, state: bytes, steps: int) -> bytes:
-    """Return a SessionResponse; `response` is a serialized PredictResponse, None if there is none.
-
-    It is concatenated by hand, as the responses of streams are.
-    """
-    pieces = [_ID, varint(request_id)] if request_id else []
-    if response is not None:
-        pieces += (header(_RESPONSE, len(response)), response)
-    if state:
-        pieces += (header(_STATE, len(state)), state)
-    if steps:
-        pieces += (_STEPS, varint(steps))
-    return b"".join(pieces)
-
-
-def frame_error(
-    request_id: int, error: Exception, steps: int, identity: RequestIdentity | None = None
-) -> bytes:
-    """Return a SessionResponse with the error of a message; `identity` is that of its request."""
-    status = status_of(error, identity)
-    return SessionResponse(
-        id=request_id,
-        error=Error(
-            code=status.number, message=status.message, retry_after_ms=status.retry_after_ms
-        ),
-        steps=steps,
-    ).SerializeToString()
+def _never_again() -> None:
+    """Do nothing in place of a step whose version is replaced: its session stays on that."""

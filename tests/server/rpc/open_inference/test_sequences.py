@@ -278,8 +278,10 @@ def test_a_sequence_expires(open_server, tmp_path):
         tmp_path / "accumulator",
         batching=f"max_sequence_idle_microseconds: 200000 {flag('START')} {state()}",
     )
+    stateful_models.save_accumulator(tmp_path / "other")
     server = open_server(tmp_path)
     caller = SequenceCaller(server)
+    send_all(SequenceCaller(server, "other"), 5)  # whose sequences expire later
     caller.step(1, 5, start=True)
     for value in range(5):  # longer than the timeout, but never idle for so long
         time.sleep(0.1)
@@ -324,6 +326,21 @@ def test_a_state_is_not_that_of_a_sequence_before(lstm, new_id):
 
 
 # Several steps at once.
+
+
+def test_steps_behind_the_last_one_belong_to_no_sequence(caller, new_id):
+    messages = [
+        caller.request(1, new_id, start=True),
+        caller.request(2, new_id, end=True),
+        caller.request(3, new_id),
+        caller.request(4, new_id, end=True),
+        caller.request(5, new_id, start=True, end=True),
+        caller.request(6, new_id),
+    ]
+    answers = list(caller.stream(messages))
+    assert [answers[index].tolist() for index in (0, 1, 4)] == [[[1]], [[3]], [[5]]]
+    for index in (2, 3, 5):
+        assert NO_START in answers[index]
 
 
 def test_steps_in_a_stream_need_not_wait_for_each_other(caller, new_id):

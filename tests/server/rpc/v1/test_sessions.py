@@ -1,10 +1,12 @@
 """Session: a sequence in pieces has the answers of the whole, whatever else happens meanwhile."""
 
+import hashlib
 import queue
 import re
 import shutil
 import threading
 import time
+import weakref
 
 import grpc
 import numpy as np
@@ -18,10 +20,14 @@ from neurona_protos.prediction_pb2 import (
     PredictRequest,
     SessionRequest,
     SessionStart,
+    UnloadModelRequest,
 )
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.batching.policy import BatchPolicy
+from neurona_server.rpc.limits import Limits
+from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.sessions import SessionLimits, SessionStore
+from neurona_server.rpc.transports.listener import ListenerOptions
 from neurona_server.rpc.v1 import sessions
 from neurona_server.sequences.state_bytes import SequenceState
 
@@ -204,6 +210,37 @@ def test_a_state_goes_on_on_another_server(server, make_server, expected):
     assert response.steps == 9
     assert_equal(answer(response), expected(whole[:, :9]))
     assert_equal(answer(first.ask(whole[:, 5:6])), expected(whole[:, :6]))
+
+
+def test_a_large_state_is_read_beside_large_inputs(server, expected):
+    whole = sequence(23, rows=3000, steps=2)
+    first = Caller(server)
+    state = first.ask(whole[:, :1], return_state=True).state
+    assert len(state) > 128 << 10
+    second = Caller(server, state=state)
+    assert_equal(answer(second.ask(whole[:, 1:])), expected(whole))
+    for one in (first, second):
+        one.close()
+
+
+@pytest.mark.parametrize("method", ["cellular", "ragged", "equal-lengths"])
+def test_every_method_of_batching_has_sessions(root, tmp_path, make_server, expected, method):
+    folder = copy_of(root, tmp_path)
+    (folder / "lstm" / "model.toml").write_text(f'sequence_batching = "{method}"\n')
+    server = make_server(BatchPolicy(inline=False), root=folder)
+    callers = [Caller(server) for _ in range(6)]
+    wholes = [sequence(seed, rows=1 + seed % 2, steps=15) for seed in range(6)]
+    long = sequence(99, steps=40)
+    request = PredictRequest(model="lstm", inputs=[to_tensor("steps", long)], raw_outputs=True)
+    for start, stop in ((0, 1), (1, 9), (9, 10), (10, 15)):
+        future = server.prediction.Predict.future(request, timeout=30)
+        for caller, whole in zip(callers, wholes, strict=True):
+            caller.send(whole[:, start:stop])
+        for caller, whole in zip(callers, wholes, strict=True):
+            assert_equal(answer(caller.receive()), expected(whole[:, :stop]))
+        assert_equal([to_array(one) for one in future.result().outputs], expected(long))
+    for caller in callers:
+        caller.close()
 
 
 def test_messages_that_were_sent_at_once_are_answered_in_their_order(server, expected):
@@ -466,3 +503,51 @@ def test_describe_counts_the_open_sessions(server):
     assert server.models.Describe(request, timeout=10).sequences.open_sessions == 1
     caller.close()
     assert list(caller.responses) == []
+
+
+def test_a_token_begins_sessions_of_its_models_only(root, tmp_path, make_server):
+    token = "t" * 32
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(
+        f'[[tokens]]\nname = "gru"\nsha256 = "{digest}"\nrights = ["predict"]\nmodels = ["gru"]\n'
+    )
+    server = make_server(options=ListenerOptions(1 << 20, access=Access(tokens)))
+    metadata = (("authorization", f"Bearer {token}"),)
+    answer(Caller(server, model="gru", metadata=metadata).ask(sequence(20)))
+    for caller, code in (
+        (Caller(server, metadata=metadata), "PERMISSION_DENIED"),
+        (Caller(server, model="nobody", metadata=metadata), "PERMISSION_DENIED"),
+        (Caller(server), "UNAUTHENTICATED"),
+    ):
+        caller.send()
+        assert caller.failure()[0] == code
+
+
+def test_a_large_message_and_a_response_that_is_too_large(make_server):
+    server = make_server(limits=Limits(max_message_bytes=40_000))
+    caller = Caller(server)
+    large = sequence(21, steps=2000)  # of 24 kB: parsed without its data
+    response = caller.ask(large, return_state=True)
+    assert response.steps == 2000
+    assert answer(response)[1].shape == (1, 2000, 2)
+    code, message = error(caller.ask(sequence(21, steps=6000)))
+    assert code == "RESOURCE_EXHAUSTED"
+    assert "expected at most" in message
+    after = caller.ask(return_state=True)
+    assert (after.steps, after.state) == (2000, response.state)
+
+
+def test_a_model_is_freed_once_its_sessions_have_ended(root, tmp_path, make_server, wait_until):
+    folder = copy_of(root, tmp_path)
+    server = make_server(root=folder, explicit=True, load_model=["lstm"])
+    model = weakref.ref(server.registry.resolve("lstm"))
+    caller = Caller(server)
+    caller.ask(sequence(22))
+    unloading = server.models.Unload.future(UnloadModelRequest(model="lstm"), timeout=30)
+    answer(caller.ask(sequence(22)))
+    assert not unloading.done()
+    caller.close()
+    assert list(caller.responses) == []
+    unloading.result()
+    wait_until(lambda: model() is None)

@@ -1,0 +1,97 @@
+"""The benchmarks of sequences and sessions run, and count only what is an answer."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sequence_load import OK, Load, make_load
+from sequences import Curve, Point
+
+from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.tensors import to_tensor
+
+UNIMPLEMENTED = 12
+NOT_FOUND = 5
+
+
+def run_benchmark(script, *arguments):
+    command = [sys.executable, Path(__file__).with_name(script), *map(str, arguments)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result.stdout
+
+
+def curve_of(*points):
+    curve = Curve(capacities=[1000.0])
+    for share, rate, p99 in points:
+        curve.points.append(Point(share, rate, rates=[rate], p50=[p99], p99=[p99]))
+    return curve
+
+
+def test_the_rate_at_a_p99_is_interpolated_between_points():
+    curve = curve_of((0.5, 100.0, 0.01), (0.8, 200.0, 0.1), (0.95, 300.0, 1.0))
+    assert curve.rate_at(0.1) == pytest.approx(200.0)
+    assert curve.rate_at(math.sqrt(0.1 * 1.0)) == pytest.approx(250.0)
+    assert curve.rate_at(5.0) == 300.0  # never more than was measured
+    assert curve.rate_at(0.005) == 0.0
+
+
+def test_the_highest_rate_within_a_p99_counts_if_a_lower_one_was_slower():
+    curve = curve_of((0.5, 100.0, 0.05), (0.8, 200.0, 0.02), (0.95, 300.0, 0.2))
+    assert 200.0 < curve.rate_at(0.03) < 300.0
+
+
+@pytest.fixture
+def address(make_server):
+    return f"127.0.0.1:{make_server().port}"
+
+
+def test_errors_are_no_responses(address):
+    body = PredictRequest(model="none").SerializeToString()
+    for method, status in (("/neurona.v1.Prediction/Predict", NOT_FOUND), ("/a/b", UNIMPLEMENTED)):
+        load = Load(address, [body], rate=200.0, seconds=0.2, warm_up_seconds=0.0)
+        arrivals = make_load(Load(**{**vars(load), "method": method}))
+        assert set(arrivals.statuses) == {status}
+        assert arrivals.failed == len(arrivals.statuses) > 10
+        assert arrivals.ended == 0
+        assert arrivals.responses == {}
+
+
+def test_arrivals_come_at_the_rate_that_is_asked_for(address):
+    values = to_tensor("x", np.ones((1, 4), np.float32))
+    body = PredictRequest(model="classifier", inputs=[values]).SerializeToString()
+    load = Load(address, [body], rate=400.0, seconds=0.5, warm_up_seconds=0.1)
+    arrivals = make_load(load)
+    assert 120 < len(arrivals.items) < 280  # 200, of a Poisson process
+    assert set(arrivals.statuses) == {OK}
+    assert all(0 < seconds < 10 for seconds in arrivals.latencies)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the first benchmark leaves the model for the others."""
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.mark.slow
+def test_the_sequence_benchmark_compares_policies(folder):
+    printed = run_benchmark(
+        "sequences.py", "--quick", "--arms", "neurona", "closed", "--folder", folder
+    )
+    assert (folder / "sequences.md").read_text() in printed
+    assert (folder / "sequences.png").read_bytes().startswith(b"\x89PNG")
+    assert "| (b) closed at a new length |" in printed
+    assert "mixed lengths by one length" in printed
+
+
+@pytest.mark.slow
+def test_the_session_benchmarks_find_no_wrong_answer(folder):
+    printed = run_benchmark("sessions.py", "--sessions", 20, "--seconds", 2, "--folder", folder)
+    assert "| sessions with a wrong answer, with a refused step | 0, 0 |" in printed
+    printed = run_benchmark("session_campaign.py", "--steps", 500, "--folder", folder)
+    assert printed.endswith(": 0 wrong answers or statuses\n")
