@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from neurona_client.cli.arguments import FAILED
+from neurona_client.cli.arguments import FAILED, CommandError
 from neurona_client.cli.json_output import print_json
 from neurona_client.cli.result_rows import (
     Row,
@@ -41,9 +41,18 @@ def follow(client: "Client", options: argparse.Namespace) -> int:
     Args:
         client: of the server.
         options: of `neurona predict`.
+
+    Raises:
+        CommandError: the model has no state.
+        NeuronaError: another failure than that of a line.
     """
     which = {"version": options.version, "label": options.label}
-    reader = LineReader(client.describe(options.model, **which))
+    model = client.describe(options.model, **which)
+    serving = model.message.sequences
+    if not serving.state_bytes:
+        reason = serving.stateless_reason or "it has no recurrent layers"
+        raise CommandError(f"model {model.name!r} has no sessions: {reason}")
+    reader = LineReader(model)
     output = RowPrinter(is_json=options.json)
     failures = 0
     with client.session(options.model, **which, top_k=options.top) as session:

@@ -86,6 +86,14 @@ def test_another_failure_ends_the_command(follow, sum_server):
     assert "not found" in done.stderr.decode()
 
 
+def test_a_model_without_a_state_cannot_be_followed(neurona):
+    done = neurona("predict", "classifier", "--follow", input="1\n")
+    assert done.returncode == 1
+    assert (
+        done.stderr == "neurona: model 'classifier' has no sessions: it has no recurrent layers\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"), [(["a.csv"], "standard input alone"), (["-", "a.csv"], "alone")]
 )

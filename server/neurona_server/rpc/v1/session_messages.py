@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from neurona_protos.prediction_pb2 import Error, SessionRequest, SessionResponse, Tensor
+from neurona_protos.prediction_pb2 import (
+    Error,
+    SessionRequest,
+    SessionResponse,
+    SessionStart,
+    Tensor,
+)
 from neurona_protos.wire_format import header, varint
 from neurona_server.batching.request import Outputs
 from neurona_server.errors import InvalidArgumentError, response_too_large
@@ -31,9 +37,13 @@ def _data_indices(rest: bytes) -> list[int | None]:
 
 
 _SESSION_DATA = DataFields(
-    {SessionRequest.INPUTS_FIELD_NUMBER: {Tensor.DATA_FIELD_NUMBER: bytes_index}}, _data_indices
+    {
+        SessionRequest.START_FIELD_NUMBER: {SessionStart.STATE_FIELD_NUMBER: bytes_index},
+        SessionRequest.INPUTS_FIELD_NUMBER: {Tensor.DATA_FIELD_NUMBER: bytes_index},
+    },
+    _data_indices,
 )
-"""Where a message has the data of its tensors."""
+"""Where a message has a state and the data of its tensors."""
 
 
 def parse_session_message(
@@ -50,7 +60,10 @@ def parse_session_message(
         detached = limits.detach_data(message, _SESSION_DATA.paths)
         view = memoryview(message)
         data = [view[start:stop] for start, stop in detached.spans]
-        return SessionRequest.FromString(detached.rest), data
+        request = SessionRequest.FromString(detached.rest)
+        if (index := read_bytes_index(request.start.state)) is not None:
+            request.start.state = bytes(data[index])
+        return request, data
     except DecodeError:
         raise InvalidArgumentError("message is not a neurona.v1.SessionRequest") from None
 

@@ -212,6 +212,37 @@ def test_a_state_goes_on_on_another_server(server, make_server, expected):
     assert_equal(answer(first.ask(whole[:, 5:6])), expected(whole[:, :6]))
 
 
+def test_a_large_state_is_read_beside_large_inputs(server, expected):
+    whole = sequence(23, rows=3000, steps=2)
+    first = Caller(server)
+    state = first.ask(whole[:, :1], return_state=True).state
+    assert len(state) > 128 << 10
+    second = Caller(server, state=state)
+    assert_equal(answer(second.ask(whole[:, 1:])), expected(whole))
+    for one in (first, second):
+        one.close()
+
+
+@pytest.mark.parametrize("method", ["cellular", "ragged", "equal-lengths"])
+def test_every_method_of_batching_has_sessions(root, tmp_path, make_server, expected, method):
+    folder = copy_of(root, tmp_path)
+    (folder / "lstm" / "model.toml").write_text(f'sequence_batching = "{method}"\n')
+    server = make_server(BatchPolicy(inline=False), root=folder)
+    callers = [Caller(server) for _ in range(6)]
+    wholes = [sequence(seed, rows=1 + seed % 2, steps=15) for seed in range(6)]
+    long = sequence(99, steps=40)
+    request = PredictRequest(model="lstm", inputs=[to_tensor("steps", long)], raw_outputs=True)
+    for start, stop in ((0, 1), (1, 9), (9, 10), (10, 15)):
+        future = server.prediction.Predict.future(request, timeout=30)
+        for caller, whole in zip(callers, wholes, strict=True):
+            caller.send(whole[:, start:stop])
+        for caller, whole in zip(callers, wholes, strict=True):
+            assert_equal(answer(caller.receive()), expected(whole[:, :stop]))
+        assert_equal([to_array(one) for one in future.result().outputs], expected(long))
+    for caller in callers:
+        caller.close()
+
+
 def test_messages_that_were_sent_at_once_are_answered_in_their_order(server, expected):
     whole = sequence(6, steps=200)
     caller = Caller(server)
