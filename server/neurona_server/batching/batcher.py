@@ -142,10 +142,6 @@ class Batcher:
         the number of their first row, too."""
         self.joiner: RowJoiner = EqualShapeJoiner()
         """How the requests of a batch share a run."""
-        self.new_slots: Callable[[], RequestSlots] | None = None
-        """Makes the slots of a thread, whose requests join and leave between runs; None: each run
-        ends all of its requests."""
-        self._slots: list[RequestSlots] = []  # of the threads
         self.joins_in_place = False
         """Whether inputs are joined in the memory of runs that have some: see `ReserveInputs`."""
         self.answer_bounds: AnswerCheck | None = None
@@ -165,6 +161,8 @@ class Batcher:
         if self._shared_run is None:
             self._runs.on_end = metrics.record_device_use
         self._threads: list[threading.Thread] = []
+        self._new_slots: Callable[[], RequestSlots] | None = None
+        self._slots: list[RequestSlots] = []  # of the threads
         self._batched = batched
         self._clock = clock
         self._tracer = tracer
@@ -199,6 +197,16 @@ class Batcher:
     def overdue_runs(self) -> int:
         """The number of runs that take much longer than predicted."""
         return len(self._overdue_batches)
+
+    def use_slots(self, new_slots: Callable[[], RequestSlots]) -> None:
+        """Have requests join and leave between runs, in slots that each thread makes.
+
+        The transport's thread then runs the model only if the policy says so: whole runs there
+        would make short requests wait for long ones. Called before `start`.
+        """
+        self._new_slots = new_slots
+        self._inline.is_allowed = False
+        self._inline.update()
 
     def start(self) -> None:
         """Start a thread for each run that may go on at once."""
@@ -243,8 +251,8 @@ class Batcher:
 
         As many threads do this as the model can have runs, so each thread finds an idle one.
         """
-        if self.new_slots is not None:
-            self._serve_slots(self.new_slots())
+        if self._new_slots is not None:
+            self._serve_slots(self._new_slots())
             return
         while self.queue.wait():
             try:

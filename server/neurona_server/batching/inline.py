@@ -50,6 +50,8 @@ class InlineRunner:
     ) -> None:
         self.enabled = False
         """Whether the transport's thread runs the requests that it submits; `update` decides."""
+        self.is_allowed = True
+        """Whether it may be enabled, unless the policy says so in any case."""
         self.turns = 0
         """Calls of `run_batches`, by which the watchdog tells one from the next."""
         self._name = name  # of the model, for the log
@@ -78,7 +80,9 @@ class InlineRunner:
         # The transport does not return to a batch that waits to be filled, and its workers write
         # large responses in any order.
         self.enabled = not (self._policy.max_delay or self._policy.preserve_order) and (
-            self._is_worthwhile() if self._policy.inline is None else self._policy.inline
+            self.is_allowed and self._is_worthwhile()
+            if self._policy.inline is None
+            else self._policy.inline
         )
 
     def run_batches(self, process: Callable[[Batch], None]) -> bool:

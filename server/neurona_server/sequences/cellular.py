@@ -42,7 +42,7 @@ PREFERRED_RATE = 0.95
 ROOM_FACTOR = 4
 """Rows in the slots, relative to the most rows of a run: short sequences pass long ones there."""
 
-PATIENCE = 2.0
+PATIENCE = 1.0
 """How long a sequence lets those pass that arrive after it, relative to its own time in full runs.
 Any bound keeps long sequences from starving; with more, short ones wait less under overload."""
 

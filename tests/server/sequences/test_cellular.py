@@ -1,15 +1,26 @@
 """Sequences that run in chunks: whatever joins or leaves, answers are those of running alone."""
 
+import math
+import random
 import threading
+import time
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
-from support.recurrent_models import RecurrentModel, save_recurrent
+from support.recurrent_models import TOKENS, RecurrentModel, save_recurrent
 
 from neurona_protos.prediction_pb2 import SequenceMethod
-from neurona_server.batching.policy import BatchPolicy
+from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
+from neurona_server.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    ModelFailedError,
+    QueueFullError,
+    UnavailableError,
+)
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
@@ -138,3 +149,197 @@ def test_a_state_of_nan_reaches_no_request_that_gets_its_slot(load):
         again = SequenceRequest(model, MODELS["lstm"].make_inputs(40, 5, seed + 20))
         model.batcher.submit(again)
         assert_equal(again.result(), alone(model, again.inputs))
+
+
+class CombinedRequest(SequenceRequest):
+    """Two callers' requests in one, as those of a stream are combined."""
+
+    count = 2
+
+    def __init__(self, model, inputs, **options):
+        super().__init__(model, inputs, **options)
+        self.model, self.halves = model, []
+
+    def halve(self):
+        if not self.withdraw():
+            return ()
+        middle = self.rows // 2
+        for part in (slice(middle), slice(middle, None)):
+            half = SequenceRequest(self.model, {k: a[part] for k, a in self.inputs.items()})
+            half.queued_at, half.dequeued_at = self.queued_at, self.dequeued_at
+            self.halves.append(half)
+        return self.halves
+
+
+def test_a_sequence_that_makes_a_run_fail_fails_alone(load):
+    model = load(MODELS["rnn"])
+    good = [SequenceRequest(model, MODELS["rnn"].make_inputs(1, 40 + 9 * i, i)) for i in range(9)]
+    bad = MODELS["rnn"].make_inputs(1, 150, 7)
+    bad["tokens"][0, 100] = TOKENS + 5  # found in a later chunk, when the others are in progress
+    bad = SequenceRequest(model, bad)
+    combined = MODELS["rnn"].make_inputs(4, 120, 8)
+    combined["tokens"][3, 70] = TOKENS + 5
+    combined = CombinedRequest(model, combined)
+    for request in (*good[:5], bad, combined, *good[5:]):
+        model.batcher.submit(request)
+    with pytest.raises((ModelFailedError, InvalidArgumentError)):
+        bad.result()
+    for request in good:
+        assert_equal(request.result(), alone(model, request.inputs))
+    first, second = combined.halves
+    assert_equal(first.result(), alone(model, first.inputs))
+    with pytest.raises((ModelFailedError, InvalidArgumentError)):
+        second.result()
+    assert combined.ends == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_interleaving_gives_the_answers_of_running_alone(load, seed):
+    """Joins, cancellations, deadlines, failures, interrupted runs, states and priorities."""
+    choose = random.Random(seed)  # noqa: S311  a test
+    recurrent = MODELS["rnn" if seed % 2 else "lstm"]
+    model = load(recurrent, policy=BatchPolicy(max_rows=choose.choice((1, 4, 16))))
+    size = model.sequences.state_size
+    requests, wrong, failing = [], set(), set()
+    for number in range(150):
+        rows = choose.choice((1, 1, 1, 2, 5))
+        steps = min(int(math.exp(choose.gauss(math.log(25), 1.2))) + 1, 400)
+        inputs = recurrent.make_inputs(rows, steps, number)
+        if recurrent.tokens and choose.random() < 0.05:
+            inputs["tokens"][0, choose.randrange(steps)] = TOKENS + 1
+            wrong.add(number)
+        if choose.random() < 0.3:
+            state = np.random.default_rng(number).standard_normal((rows, size))
+            inputs[STATE] = state.astype(np.float32)
+        deadline = math.inf
+        if choose.random() < 0.1:
+            deadline = time.monotonic() + choose.random() * 0.02
+        priority = choose.choice(list(Priority))
+        request = SequenceRequest(model, inputs, deadline=deadline, priority=priority)
+        try:
+            model.batcher.submit(request)
+        except (QueueFullError, DeadlineExceededError):  # its deadline could not be met
+            continue
+        requests.append(request)
+        if number in wrong:
+            failing.add(request)
+        if choose.random() < 0.2:
+            choose.choice(requests).cancel(CancelledError("cancelled by the caller"))
+        if choose.random() < 0.05:
+            for batch in list(model.batcher._active_batches):
+                batch.interrupt()  # as the watchdog does
+        if choose.random() < 0.3:
+            time.sleep(choose.random() * 0.002)
+    succeeded = 0
+    for request in requests:
+        try:
+            outputs = request.result()
+        except (CancelledError, DeadlineExceededError):
+            continue
+        except (ModelFailedError, InvalidArgumentError):
+            assert request in failing
+            continue
+        assert request not in failing
+        expected = alone(model, request.inputs)
+        assert_equal(outputs, expected)
+        succeeded += 1
+    assert succeeded > 50
+    assert all(len(request.ends) == 1 for request in requests)
+
+
+def test_a_short_sequence_does_not_wait_for_long_ones(load):
+    """It joins those that are in progress, also when these fill a run and more wait."""
+    model = load(policy=BatchPolicy(max_rows=2))
+    long = [SequenceRequest(model, MODELS["lstm"].make_inputs(1, 40_000, i)) for i in range(4)]
+    for request in long:
+        model.batcher.submit(request)
+    deadline = time.monotonic() + 10
+    while model.batcher.queue.rows and time.monotonic() < deadline:
+        time.sleep(0.001)
+    short = SequenceRequest(model, MODELS["lstm"].make_inputs(1, 5, 9))
+    model.batcher.submit(short)
+    assert_equal(short.result(), alone(model, short.inputs))
+    assert not any(request.ends for request in long)
+    for request in long:
+        request.cancel(CancelledError("enough"))
+
+
+def test_draining_finishes_sequences_that_are_under_way(load):
+    model = load()
+    requests = [SequenceRequest(model, MODELS["lstm"].make_inputs(1, 900, i)) for i in range(20)]
+    for request in requests:
+        model.batcher.submit(request)
+    assert model.drain(20.0)
+    for request in requests:
+        assert_equal(request.result(), alone(model, request.inputs))
+    stuck = load()
+    request = SequenceRequest(stuck, MODELS["lstm"].make_inputs(1, 200_000, 1))
+    stuck.batcher.submit(request)
+    assert stuck.drain(0.01)
+    with pytest.raises(UnavailableError):
+        request.result()
+
+
+def test_a_request_that_cannot_share_the_slots_runs_by_itself(load):
+    """Rows of different lengths in one request: these are known as a whole only."""
+    model = load()
+    inputs = MODELS["lstm"].make_inputs(3, 20, 1)
+    request = SequenceRequest(model, {**inputs, LENGTHS: np.array([20, 3, 9], np.int32)})
+    other = SequenceRequest(model, MODELS["lstm"].make_inputs(1, 300, 2))
+    model.batcher.submit(other)
+    model.batcher.submit(request)
+    last, _ = request.result()
+    for row, steps in enumerate((20, 3, 9)):
+        expected, _ = alone(model, {"steps": inputs["steps"][row : row + 1, :steps]})
+        assert_equal([last[row : row + 1]], [expected])
+    assert_equal(other.result(), alone(model, other.inputs))
+
+
+@pytest.mark.parametrize(
+    ("recurrent", "option", "method", "reason"),
+    [
+        (RecurrentModel(), "ragged", "RAGGED", "by the option"),
+        (RecurrentModel(), "equal-lengths", "EQUAL_LENGTHS", "by the option"),
+        (RecurrentModel(), "cellular", "CELLULAR", "by the option"),
+        (RecurrentModel(), "auto", None, "of the rate of ragged ones"),
+        (RecurrentModel(direction="reverse"), "cellular", "RAGGED", "not cellular"),
+        (RecurrentModel(lengths=True), "cellular", "RAGGED", "callers send lengths"),
+    ],
+)
+def test_the_method_is_that_of_the_option_where_it_is_possible(
+    load, recurrent, option, method, reason
+):
+    model = load(recurrent, sequence_batching=option)
+    chosen = SequenceMethod.Name(model.sequence_method).removeprefix("SEQUENCE_METHOD_")
+    assert chosen == method or (method is None and chosen in ("RAGGED", "CELLULAR"))
+    assert reason in model.sequence_reason
+    assert bool(model.chunk_steps) == (chosen == "CELLULAR")
+    requests = [
+        SequenceRequest(model, recurrent.make_inputs(1, steps, steps)) for steps in (3, 30, 7, 3)
+    ]
+    for request in requests:
+        model.batcher.submit(request)
+    for request in requests:
+        assert_equal(request.result(), alone(model, request.inputs))
+
+
+def test_the_thread_of_the_transport_runs_whole_sequences_beside_the_slots(load):
+    model = load(inline="always")
+    assert model.batcher.inline
+    assert not load(inline=None).batcher.inline
+    recurrent = MODELS["lstm"]
+    for steps in (6, 50, 400):  # runs of a length that was not measured are left to the instances
+        measured = SequenceRequest(model, recurrent.make_inputs(8, steps, 1))
+        model.batcher.submit(measured)
+        measured.result()
+    deferred, requests = [], []
+    for number in range(60):
+        inputs = recurrent.make_inputs(1, 1 + number * 7 % 200, number)
+        request = SequenceRequest(model, inputs)
+        model.batcher.submit(request, deferred.append if number % 2 else None)
+        requests.append(request)
+    for call in deferred:
+        while call():
+            pass
+    for request in requests:
+        assert_equal(request.result(), alone(model, request.inputs))
