@@ -26,7 +26,7 @@ Accept = Callable[[int, Hashable], bool]
 Merge = Callable[[Hashable, Mapping[Hashable, int], int], Sequence[Hashable]]
 """The groups of a batch, in the order in which they fill it: first its leader's.
 
-By the group of the leader, the waiting rows of each group of its priority, and the most rows of a
+By the group of the leader, the waiting rows of each group of its priority, and the most rows of any
 batch. It must be fast, and take no lock that a thread holds which uses the queue."""
 
 
@@ -151,6 +151,9 @@ class Queue:
         self._next_timeout = math.inf  # no waiting request has to leave or to be delayed before
         self._cost = cost
         self._merge: Merge | None = None
+        self.limit_rows: Callable[[Hashable, int], int] | None = None
+        """Returns the most rows of a batch by the group of its leader and the most of any batch;
+        None if all have the same. It is set after `merge`."""
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
         self._changed = threading.Condition(self._lock)
@@ -175,6 +178,7 @@ class Queue:
     @merge.setter
     def merge(self, merge: Merge | None) -> None:
         self._merge = merge
+        self.limit_rows = None
         for level in self._levels:
             level.backlog = Backlog(self._cost) if merge is None else MergedBacklog(self._cost)
 
@@ -476,12 +480,12 @@ class Queue:
                     return group, rows
         if self._merge is not None and not self._policy.preferred_rows:
             for level in self._levels:
-                if level.rows >= self.max_batch_rows:
-                    group = level.first_group(level.lanes)
-                    if self._merged_rows(level, self._merge_groups(level, group)) >= (
-                        self.max_batch_rows
-                    ):
-                        return group, self.max_batch_rows
+                if not level.rows:
+                    continue
+                leader = level.first_group(level.lanes)
+                groups, limit = self._merge_groups(level, leader)
+                if self._merged_rows(level, groups) >= limit:
+                    return leader, limit
         return None
 
     def _ready_rows(self, levels: Sequence[_Level], group: Hashable) -> int:
@@ -534,8 +538,8 @@ class Queue:
             limit = self._ready_rows(in_turn, group) or limit
         groups: Sequence[Hashable] = (group,)
         if self._merge is not None:
-            groups = self._merge_groups(turn, group, accept)
-            limit = self._merged_limit(turn, groups, limit)
+            groups, most = self._merge_groups(turn, group, accept)
+            limit = self._merged_limit(turn, groups, limit, most)
         rows = self._fill_from(turn, batch, groups, 0, limit)
         batch.level_rows[turn.priority] = rows
         self._virtual_time = turn.finish_tag
@@ -549,26 +553,36 @@ class Queue:
 
     def _merge_groups(
         self, level: _Level, leader: Hashable, accept: Accept | None = None
-    ) -> Sequence[Hashable]:
-        """Return the groups of a batch that the oldest request of a lane leads.
+    ) -> tuple[Sequence[Hashable], int]:
+        """Return the groups and the most rows of a batch that the oldest request of a lane leads.
 
         Only those of its level are merged: a less urgent request does not make it take longer. With
         `accept` the batch is one that it accepts, or the leader's group alone.
         """
         assert self._merge is not None  # noqa: S101  for the type checker
-        groups = self._merge(leader, level.backlog.rows, self.max_batch_rows)
+        limit = self.max_batch_rows
+        if self.limit_rows is not None:
+            limit = self.limit_rows(leader, limit)
+        groups = self._merge(leader, level.backlog.rows, limit)
         if accept is not None and len(groups) > 1:
-            rows = min(sum(map(self.group_rows, groups)), self.max_batch_rows)
+            rows = min(sum(map(self.group_rows, groups)), limit)
             if not all(accept(rows, group) for group in groups):
-                return (leader,)
-        return groups
+                return (leader,), limit
+        return groups, limit
 
     def _merged_rows(self, level: _Level, groups: Sequence[Hashable]) -> int:
         return sum([level.backlog.rows.get(group, 0) for group in groups])
 
-    def _merged_limit(self, level: _Level, groups: Sequence[Hashable], limit: int) -> int:
-        """Return the most rows of a batch of merged groups: if it can, a preferred size."""
-        if len(groups) == 1 or not self._policy.preferred_rows:
+    def _merged_limit(
+        self, level: _Level, groups: Sequence[Hashable], limit: int, merged_limit: int
+    ) -> int:
+        """Return the most rows of a batch: if it can have one, a preferred size.
+
+        `limit` is that of its leader's group alone, `merged_limit` that of all groups.
+        """
+        if not self._policy.preferred_rows:
+            return min(limit, merged_limit)
+        if len(groups) == 1:
             return limit
         most = min(self._merged_rows(level, groups), self.max_batch_rows)
         preferred = [size for size in self._policy.preferred_rows if size <= most]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from neurona_protos.prediction_pb2 import DataType, SequenceMethod
 from neurona_server.batching.batcher import Batcher
+from neurona_server.batching.device_scheduler import CPU
 from neurona_server.batching.request import Array, Inputs, Outputs
 from neurona_server.errors import DeviceLostError, LoadError
 from neurona_server.models.load_cancellation import LoadCancellation
@@ -126,7 +127,10 @@ def batch_sequences(
     names = [spec.name for spec in signature.inputs]
     signature.group_sequences = LengthGrouper(form, names, is_mixed=is_mixed)
     batcher.joiner = RaggedJoiner(form, metrics.sequences.record_run)
-    batcher.queue.merge = LengthMerger(batcher.cost_model.predict) if is_mixed else None
+    costs = batcher.cost_model
+    merger = LengthMerger(costs.predict, costs.batch_sizes) if is_mixed else None
+    batcher.queue.merge = merger
+    batcher.queue.limit_rows = None if merger is None else merger.limit_rows
     if is_mixed:
         return SequenceMethod.SEQUENCE_METHOD_RAGGED
     return SequenceMethod.SEQUENCE_METHOD_EQUAL_LENGTHS
@@ -138,7 +142,8 @@ def round_steps(batcher: Batcher) -> None:
     Called after warm-up, which has measured that for the number of rows.
     """
     if isinstance(batcher.joiner, RaggedJoiner):
-        batcher.joiner.rounds_steps = bool(batcher.padding.padded_sizes)
+        on_cpu = all(device == CPU for device in batcher.devices)
+        batcher.joiner.rounds_steps = bool(batcher.padding.padded_sizes) and not on_cpu
 
 
 def complete_lengths(

@@ -92,7 +92,7 @@ def warm_up(
             )
             batcher.cost_model.measure(time_run, group)
             if isinstance(batcher.cost_model, SequenceCostModel):
-                batcher.cost_model.measure_steps(time_run, (size, LONGER * size))
+                _measure_steps(batcher.cost_model, time_run, size)
             batcher.padding.measure(time_run, batcher.cost_model.seconds)
         except DeviceLostError:
             raise
@@ -104,6 +104,19 @@ def warm_up(
             batcher.tune()
             return True
     return False
+
+
+def _measure_steps(
+    costs: SequenceCostModel, time_run: Callable[[int, int], float], steps: int
+) -> None:
+    """Learn what more steps cost, by `time_run`, which gets rows and steps."""
+    costs.measure_steps(time_run, (steps, LONGER * steps))
+    try:
+        costs.measure_late_steps(time_run, LONGER * LONGER * steps)
+    except DeviceLostError:
+        raise
+    except Exception as error:  # such as too little memory
+        log.debug("cannot measure late steps: %s", error)
 
 
 def _with_steps(spec: TensorSpec, axis: int | None, steps: int) -> TensorSpec:

@@ -1,14 +1,16 @@
 """The cost of a run of a recurrent model, by its rows and by its steps.
 
 Steps run one after the other, each for all rows: a run takes a fixed time, and a time for each step
-that depends on the rows. Both are measured at warm-up, and every run corrects them.
+that depends on the rows. Late steps of a long sequence may take longer, since its arrays do not fit
+into a CPU's cache. All of that is measured at warm-up, and every run corrects it.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
 
 from neurona_server.batching.cost_model import (
     MEASURING_BUDGET,
@@ -28,7 +30,7 @@ MAX_EXCESS = 1.0
 MAX_SHORTFALL = 0.5
 """Limits of that difference, relative to the prediction: one slow run changes little."""
 
-MIN_FIXED_SHARE = 0.01
+MIN_SHARE = 0.01
 """Of the time of a measured run: a correction multiplies, so that no part may be 0."""
 
 UNKNOWN_FIXED_SHARE = 0.2
@@ -44,9 +46,8 @@ class StepCost:
 
     fixed: float
     per_step: float
-
-    def seconds(self, steps: float) -> float:
-        return self.fixed + steps * self.per_step
+    per_late_step: float = 0.0
+    """What each late step takes more than the others."""
 
 
 @dataclass
@@ -75,6 +76,7 @@ class SequenceCostModel(CostModel):
         # Batch sizes in ascending order, and their costs. The pair is replaced, not changed:
         # readers in other threads see one state or the other.
         self._table: tuple[Sequence[int], Sequence[StepCost]] = ((), ())
+        self._early_steps = math.inf  # the others are late
         self._typical_steps = 1.0
         self._measured_steps = 0.0
         self._bases: dict[Hashable, _Base] = {}
@@ -85,7 +87,11 @@ class SequenceCostModel(CostModel):
     def seconds(self) -> dict[int, float]:
         """The estimated seconds of each batch size that has run, at the typical steps."""
         steps = self._typical_steps
-        return {size: cost.seconds(steps) for size, cost in zip(*self._table, strict=True)}
+        late = max(0.0, steps - self._early_steps)
+        return {
+            size: cost.fixed + steps * cost.per_step + late * cost.per_late_step
+            for size, cost in zip(*self._table, strict=True)
+        }
 
     def measure(
         self, time_run: Callable[[int], float], group: Hashable, budget: float = MEASURING_BUDGET
@@ -119,13 +125,44 @@ class SequenceCostModel(CostModel):
         costs: dict[int, StepCost] = {}
         share = 1 - UNKNOWN_FIXED_SHARE
         for size, seconds in self._seconds.items():
-            if budget > 0:
-                samples = [time_run(size, longer) for _ in range(1 + SAMPLES)]
-                budget -= sum(samples)
-                growth = (median(samples[1:]) - seconds) / (longer - shorter)
-                share = min(max(growth * shorter / seconds, MIN_FIXED_SHARE), 1 - MIN_FIXED_SHARE)
+            if budget > (1 + SAMPLES) * seconds * (1 + longer / shorter):
+                less, more, spent = _time_alternately(time_run, size, steps)
+                budget -= spent
+                growth = (more / less - 1) * shorter / (longer - shorter)
+                share = min(max(growth, MIN_SHARE), 1 - MIN_SHARE)
+            else:
+                budget = 0.0
             costs[size] = StepCost((1 - share) * seconds, share * seconds / shorter)
         self._measured_steps = max(self._measured_steps, longer)
+        self._replace_costs(costs)
+
+    def measure_late_steps(
+        self,
+        time_run: Callable[[int, int], float],
+        steps: int,
+        budget: float = MEASURING_BUDGET,
+    ) -> None:
+        """Measure what steps take that are later than those of `measure_steps`, after that.
+
+        Args:
+            time_run: Returns the seconds of one run, by rows and steps.
+            steps: The number of steps of a long sequence.
+            budget: See `measure_steps`.
+        """
+        early = int(self._measured_steps)
+        share = MIN_SHARE
+        costs = {}
+        for size, cost in zip(*self._table, strict=True):
+            expected = cost.fixed + early * cost.per_step
+            if budget > (1 + SAMPLES) * expected * (1 + steps / early):
+                less, more, spent = _time_alternately(time_run, size, (early, steps))
+                budget -= spent
+                growth = (more / less - 1) * expected / (steps - early)
+                share = max(growth / cost.per_step - 1, MIN_SHARE)
+            else:
+                budget = 0.0
+            costs[size] = replace(cost, per_late_step=share * cost.per_step)
+        self._early_steps, self._measured_steps = early, steps
         self._replace_costs(costs)
 
     def predict(self, rows: int, group: Hashable = None) -> float:
@@ -133,16 +170,18 @@ class SequenceCostModel(CostModel):
         sizes, costs = self._table
         if not sizes:
             return 0.0
+        late = max(0.0, steps - self._early_steps)
         upper = bisect_left(sizes, rows)
         if upper == len(sizes):
             cost = costs[-1]
-            seconds = (cost.fixed + steps * cost.per_step) * rows / sizes[-1]
+            seconds = cost.fixed + steps * cost.per_step + late * cost.per_late_step
+            seconds *= rows / sizes[-1]
         else:
             size, cost = sizes[upper], costs[upper]
-            seconds = cost.fixed + steps * cost.per_step
+            seconds = cost.fixed + steps * cost.per_step + late * cost.per_late_step
             if upper and size != rows:
                 below, cost = sizes[upper - 1], costs[upper - 1]
-                less = cost.fixed + steps * cost.per_step
+                less = cost.fixed + steps * cost.per_step + late * cost.per_late_step
                 seconds = less + (seconds - less) * (rows - below) / (size - below)
         if base != self._measured_group and (record := self._bases.get(base)) is not None:
             seconds *= record.factor
@@ -208,23 +247,27 @@ class SequenceCostModel(CostModel):
         if size not in costs:
             # The seconds of a run are taken for those of the next larger batch size.
             factor = seconds / predicted * max(1.0, size / rows if rows > max(costs) else 1.0)
+            alike = [astuple(costs[one]) for one in weights]
             costs[size] = StepCost(
-                factor * sum([weight * costs[one].fixed for one, weight in weights.items()]),
-                factor * sum([weight * costs[one].per_step for one, weight in weights.items()]),
+                *[
+                    float(factor * np.dot(parts, [*weights.values()]))
+                    for parts in zip(*alike, strict=True)
+                ]
             )
             self._replace_costs(costs)
             return
         error = min(max(seconds / predicted - 1, -MAX_SHORTFALL), MAX_EXCESS)
+        late = max(0.0, steps - self._early_steps)
         parts = [
-            part
-            for size, weight in weights.items()
-            for part in (weight * costs[size].fixed, weight * costs[size].per_step * steps)
+            weight * part * count
+            for one, weight in weights.items()
+            for part, count in zip(astuple(costs[one]), (1.0, steps, late), strict=True)
         ]
         norm = sum([part * part for part in parts]) or 1.0
-        factors = iter([1 + LEARNING_RATE * error * predicted * part / norm for part in parts])
-        for size in weights:
-            cost = costs[size]
-            costs[size] = StepCost(cost.fixed * next(factors), cost.per_step * next(factors))
+        factors = [1 + LEARNING_RATE * error * predicted * part / norm for part in parts]
+        for index, one in enumerate(weights):
+            corrected = zip(astuple(costs[one]), factors[3 * index :], strict=False)
+            costs[one] = StepCost(*[part * factor for part, factor in corrected])
         self._replace_costs(costs)
 
     def _weights(self, rows: int) -> dict[int, float]:
@@ -250,3 +293,15 @@ class SequenceCostModel(CostModel):
         if isinstance(group, LengthGroup):
             return group
         return group, self._typical_steps
+
+
+def _time_alternately(
+    time_run: Callable[[int, int], float], rows: int, steps: tuple[int, int]
+) -> tuple[float, float, float]:
+    """Return the least seconds of runs with few and with many steps, and those of all runs.
+
+    They alternate, so that a slow phase of the machine affects both.
+    """
+    samples = [[time_run(rows, count) for count in steps] for _ in range(1 + SAMPLES)]
+    fewer, more = zip(*samples[1:], strict=True)  # the first ones include preparation
+    return min(fewer), min(more), sum(map(sum, samples))

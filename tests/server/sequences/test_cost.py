@@ -85,6 +85,20 @@ def test_only_runs_that_were_measured_count_as_measured(measured):
     assert measured.predict_measured(5, group(150)) is None
 
 
+def test_late_steps_that_take_longer_are_measured_and_corrected(measured):
+    def with_cache(rows, steps):
+        return seconds(rows, steps) + max(0, steps - 64) * 1e-6 * rows
+
+    measured.measure_late_steps(with_cache, 512)
+    for rows, steps in [(4, 20), (8, 64), (32, 300), (32, 1000)]:
+        assert measured.predict(rows, group(steps)) == pytest.approx(with_cache(rows, steps))
+    for now in range(200):
+        measured.observe(32, 1.5 * with_cache(32, 500), group(500), float(now))
+        measured.observe(32, seconds(32, 30), group(30), float(now))
+    assert measured.predict(32, group(500)) == pytest.approx(1.5 * with_cache(32, 500), rel=0.1)
+    assert measured.predict(32, group(30)) == pytest.approx(seconds(32, 30), rel=0.1)
+
+
 def test_runs_of_any_length_make_the_others_reliable(measured):
     for now in range(5):
         measured.observe(4, seconds(4, 20), group(20), float(now))

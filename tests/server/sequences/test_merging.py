@@ -25,7 +25,7 @@ def group(steps):
 
 
 def merge(leader, rows, limit=64, **costs):
-    merger = LengthMerger(lambda count, one: cost(count, one, **costs))
+    merger = LengthMerger(lambda count, one: cost(count, one, **costs), batch_seconds=0.0)
     return merger(group(leader), {group(steps): count for steps, count in rows.items()}, limit)
 
 
@@ -87,6 +87,28 @@ def test_other_sizes_never_share_a_batch():
     odd = ((10, 3), (12, 3))
     assert merger(group(10), {group(10): 1, other: 1, odd: 1}, 64) == [group(10)]
     assert merger(odd, {group(10): 1, odd: 1}, 64) == (odd,)
+
+
+def test_a_batch_costs_something_beside_its_run():
+    def run_cost(rows, one):
+        return cost(rows, one, fixed=0, step=0, row=1e-6)
+
+    rows = {group(steps): 1 for steps in (9, 10)}
+    assert LengthMerger(run_cost, batch_seconds=0.0)(group(9), rows, 64) == [group(9)]
+    assert LengthMerger(run_cost)(group(9), rows, 64) == [group(9), group(10)]
+
+
+def test_long_sequences_share_no_batch_that_is_slower_than_two():
+    def with_cache(rows, one):
+        return cost(rows, one) * (1.5 if rows * one.steps > 5000 else 1.0)
+
+    merger = LengthMerger(with_cache, (1, 2, 4, 8, 16, 32, 64))
+    assert merger.limit_rows(group(20), 64) == 64
+    assert merger.limit_rows(group(150), 64) == 32
+    queue = Queue(BatchPolicy(max_rows=64, max_queue_rows=100), Clock(), with_cache)
+    queue.merge, queue.limit_rows = merger, merger.limit_rows
+    put(queue, *[request(150) for _ in range(64)])
+    assert [queue.take_batch().rows, queue.take_batch().rows] == [32, 32]
 
 
 @settings(max_examples=60, deadline=None)
