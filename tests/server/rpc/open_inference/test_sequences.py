@@ -276,7 +276,7 @@ def test_a_sequence_begins_once(caller, new_id):
 def test_a_sequence_expires(open_server, tmp_path):
     stateful_models.save_accumulator(
         tmp_path / "accumulator",
-        batching=f"max_sequence_idle_microseconds: 200000 {flag('START')} {state()}",
+        batching=f"max_sequence_idle_microseconds: 800000 {flag('START')} {state()}",
     )
     stateful_models.save_accumulator(tmp_path / "other")
     server = open_server(tmp_path)
@@ -284,13 +284,13 @@ def test_a_sequence_expires(open_server, tmp_path):
     send_all(SequenceCaller(server, "other"), 5)  # whose sequences expire later
     caller.step(1, 5, start=True)
     for value in range(5):  # longer than the timeout, but never idle for so long
-        time.sleep(0.1)
+        time.sleep(0.2)
         caller.step(value, 5)
     wait_until(lambda: not len(server.sessions))
     code, details = caller.error(1, 5)
     assert code == "INVALID_ARGUMENT"
     assert NO_START in details
-    assert "idle for 0.2 s (max_sequence_idle_microseconds of its config.pbtxt)" in details
+    assert "idle for 0.8 s (max_sequence_idle_microseconds of its config.pbtxt)" in details
     assert send_all(caller, 5) == [1, 3, 6]
     labels = {"model": "accumulator", "version": "1"}
     assert server.count("sessions_evicted_total", **labels, reason="idle") == 1
