@@ -31,7 +31,7 @@ help:
 	@echo 'make test-browser  try the status page in a real Chromium (needs it installed); minutes'
 	@echo 'make test-prometheus  a real Prometheus, real faults: panels have data, alerts fire and clear'
 	@echo '             (needs prometheus, Debian: prometheus; some minutes)'
-	@echo 'make bench   compare servers in bench/, what batching is worth, and the client; 25 minutes'
+	@echo 'make bench   compare servers in bench/, what batching is worth, the client, sequences; an hour'
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make bench-gpu-models  make the networks for a GPU machine in bench/gpu; minutes, on any CPU'
 	@echo 'make bench-gpu-bundle  those, and what such a machine lacks if it has no network'
@@ -102,6 +102,9 @@ bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
 	$(BIN)/python tests/benchmarks/client.py
+	$(BIN)/python tests/benchmarks/sequences.py
+	$(BIN)/python tests/benchmarks/sessions.py
+	$(BIN)/python tests/benchmarks/session_campaign.py
 
 bench-gpu-models: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/gpu_models.py

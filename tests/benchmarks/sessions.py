@@ -168,7 +168,7 @@ def hold(model: Model, sessions: int, seconds: float) -> Held:
         start = time.perf_counter()
         process = start_session_load(SessionLoad(**{**vars(load), "address": running.address}))
         samples = []
-        while process.stdout is not None and not select.select([process.stdout], (), (), 1.0)[0]:
+        while process.stdout is not None and not select.select([process.stdout], (), (), 0.25)[0]:
             samples.append((time.perf_counter(), running.cpu_seconds(), running.memory_bytes()))
             if time.perf_counter() - start > seconds + 120:
                 raise RuntimeError("the load does not end")

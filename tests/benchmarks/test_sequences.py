@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
+from support import onnx_models
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sequence_load import OK, Load, make_load
 from sequences import Curve, Point
 
-from neurona_protos.prediction_pb2 import PredictRequest
+from neurona_protos.prediction_pb2 import ModelMetadata, PredictRequest, Task
 from neurona_protos.tensors import to_tensor
 
 UNIMPLEMENTED = 12
@@ -74,8 +76,33 @@ def test_arrivals_come_at_the_rate_that_is_asked_for(address):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the first benchmark leaves the model for the others."""
-    return tmp_path_factory.mktemp("bench")
+    """A folder with the model of the benchmarks, which would export it with torch: for seconds."""
+    folder = tmp_path_factory.mktemp("bench")
+    generator = np.random.default_rng(0)
+    shapes = {"w": (1, 128, 16), "r": (1, 128, 32), "b": (1, 256), "dense": (32, 3)}
+    onnx_models.save(
+        folder / "models" / "lstm.onnx",
+        [
+            helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+            helper.make_node("LSTM", ["steps", "w", "r", "b"], ["", "last"], hidden_size=32),
+            helper.make_node("Squeeze", ["last", "axis"], ["hidden"]),
+            helper.make_node("MatMul", ["hidden", "dense"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        {"x": (TensorProto.FLOAT, ["batch", "time", 16])},
+        {"probabilities": (TensorProto.FLOAT, ["batch", 3])},
+        {
+            **{
+                name: generator.normal(0, 0.3, shape).astype(np.float32)
+                for name, shape in shapes.items()
+            },
+            "axis": np.array([0]),
+        },
+        ModelMetadata(
+            task=Task.TASK_CLASSIFICATION, answer="probabilities", labels=["a", "b", "c"]
+        ),
+    )
+    return folder
 
 
 @pytest.mark.slow

@@ -289,3 +289,15 @@ def test_any_interleaving_has_the_answers_of_each_sequence_alone(model, rounds):
     for caller in callers:
         caller.session.close()
     assert len(model.open_sessions) == 0
+
+
+def test_a_thread_ends_idle_sessions_while_there_are_some(model):
+    store = SessionStore(SessionLimits(idle_timeout=0.05))
+    ended = threading.Event()
+    opened(store, model, on_end=lambda _: ended.set())
+    assert ended.wait(10)
+    assert len(store) == 0
+    again = threading.Event()  # which begins the thread again, or finds it
+    opened(store, model, on_end=lambda _: again.set())
+    assert again.wait(10)
+    store.stop()

@@ -744,3 +744,23 @@ def test_steps_share_runs_with_whole_sequences(lstm):
         calls += [(lstm.start_step(STEPS[:, :count], None), count - 1) for count in range(1, 7)]
     for call, index in calls:
         np.testing.assert_allclose(output_of(call.result()), whole[index], atol=1e-5)
+
+
+def test_a_replaced_version_waits_for_its_sequences(open_server, tmp_path):
+    folder = stateful_models.save_accumulator(tmp_path / "accumulator")
+    server = open_server(tmp_path, every=False)
+    caller = SequenceCaller(server)
+    caller.step(1, 5, start=True)
+    before = server.registry.resolve("accumulator")
+    stateful_models.save_accumulator(folder, version=2, scale=10)
+
+    def is_replaced():
+        server.reconciler.poll_once()
+        return server.registry.resolve("accumulator").version == 2
+
+    wait_until(is_replaced)
+    assert caller.step(1, 6, start=True, end=True).tolist() == [[10]]
+    assert caller.step(2, 5).tolist() == [[3]]
+    assert caller.step(3, 5, end=True).tolist() == [[6]]
+    wait_until(lambda: before.batcher.queue.closed)
+    assert caller.step(3, 5, start=True).tolist() == [[30]]

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import onnxruntime
 import pytest
+from support.fakes import Clock
 from support.in_process_server import InProcessServer
 from support.recurrent_models import FEATURES, RecurrentModel, save_recurrent
 
@@ -370,12 +371,17 @@ def test_a_caller_that_leaves_frees_its_session_and_its_step(make_server, wait_u
 
 
 def test_an_idle_session_ends_and_its_caller_gets_the_state(make_server, expected):
-    server = make_server(sessions=SessionStore(SessionLimits(idle_timeout=0.2)))
+    clock = Clock()
+    server = make_server(sessions=SessionStore(SessionLimits(idle_timeout=20), clock))
     whole = sequence(13)
     caller = Caller(server)
     caller.ask(whole[:, :3])
+    server.sessions.sweep()
+    assert server.count("sessions_open", **VERSION) == 1
+    clock.now += 21
+    server.sessions.sweep()
     last, status = caller.ending()
-    reason = "session expired: idle for 0.2 s (the option session_idle_timeout_s)"
+    reason = "session expired: idle for 20 s (the option session_idle_timeout_s)"
     assert (last.ending, last.steps) == (reason, 3)
     assert (status.code().name, status.details()) == ("UNAVAILABLE", reason)
     assert server.count("sessions_evicted_total", reason="idle", **VERSION) == 1
@@ -385,7 +391,8 @@ def test_an_idle_session_ends_and_its_caller_gets_the_state(make_server, expecte
 
 
 def test_the_session_idle_longest_makes_room(make_server):
-    server = make_server(sessions=SessionStore(SessionLimits(2, idle_timeout=5.0)))
+    clock = Clock()
+    server = make_server(sessions=SessionStore(SessionLimits(2, idle_timeout=100), clock))
     oldest, other = Caller(server), Caller(server)
     for one in (oldest, other):
         one.ask(sequence(14))
@@ -394,7 +401,7 @@ def test_the_session_idle_longest_makes_room(make_server):
     code, details = rejected.failure()
     assert code == "RESOURCE_EXHAUSTED"
     assert "too many sessions: 2 are open and in use" in details
-    time.sleep(0.5)
+    clock.now += 11
     other.ask(sequence(14))
     newest = Caller(server)
     newest.ask(sequence(14))
@@ -487,7 +494,7 @@ def test_a_caller_that_reads_nothing_is_not_read_on(make_server, monkeypatch, wa
     steps = 0.0
     while (now := server.count("session_steps_total", **VERSION)) != steps or not steps:
         steps = now
-        time.sleep(0.5)
+        time.sleep(0.3)
     sent = taken._value
     assert steps < 20 * count / 4
     assert sent < count / 2
