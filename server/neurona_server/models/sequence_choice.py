@@ -18,7 +18,12 @@ from neurona_server.errors import DeviceLostError, NeuronaError
 from neurona_server.models.batching_check import Run
 from neurona_server.models.signature import Signature
 from neurona_server.models.synthetic_inputs import make_inputs
-from neurona_server.sequences.cellular import SequenceSlots, choose_chunk, merge_all_lengths
+from neurona_server.sequences.cellular import (
+    INITIAL_OVERHEAD,
+    SequenceSlots,
+    choose_chunk,
+    merge_all_lengths,
+)
 from neurona_server.sequences.cost import SequenceCostModel
 from neurona_server.sequences.form import SequenceForm
 from neurona_server.sequences.ragged import LengthGroup, LengthGrouper
@@ -120,7 +125,7 @@ def _choose_ragged_or_cellular(
     if reason := _why_not_cellular(batcher, form, signature):
         return SequenceBatchingChoice(RAGGED, f"not cellular: {reason}")
     if option == "cellular":
-        chunk, _ = compare_rates(batcher, signature, 0.0)
+        chunk, _ = compare_rates(batcher, signature, INITIAL_OVERHEAD)
         return SequenceBatchingChoice(CELLULAR, BY_OPTION, chunk)
     max_rows = batcher.cost_model.batch_sizes[-1]
     try:
