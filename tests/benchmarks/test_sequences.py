@@ -43,6 +43,12 @@ def test_the_rate_at_a_p99_is_interpolated_between_points():
     assert curve.rate_at(0.005) == 0.0
 
 
+def test_the_point_of_a_rate_is_not_below_it():
+    curve = curve_of((0.5, 100.0, 0.01), (0.8, 200.0, 0.1), (0.95, 300.0, 1.0))
+    assert curve.point_from(150.0).share == 0.8
+    assert curve.point_from(999.0).share == 0.95
+
+
 def test_the_highest_rate_within_a_p99_counts_if_a_lower_one_was_slower():
     curve = curve_of((0.5, 100.0, 0.05), (0.8, 200.0, 0.02), (0.95, 300.0, 0.2))
     assert 200.0 < curve.rate_at(0.03) < 300.0

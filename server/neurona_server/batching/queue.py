@@ -539,8 +539,10 @@ class Queue:
         groups: Sequence[Hashable] = (group,)
         if self._merge is not None:
             groups, most = self._merge_groups(turn, group, accept)
-            limit = self._merged_limit(turn, groups, limit, most)
-        rows = self._fill_from(turn, batch, groups, 0, limit)
+            limit = min(self._merged_limit(turn, groups, limit, most), max_rows)
+            rows = self._fill_from(turn, batch, groups, 0, limit)
+        else:
+            rows = self._fill(batch, turn, group, 0, limit)
         batch.level_rows[turn.priority] = rows
         self._virtual_time = turn.finish_tag
         turn.finish_tag += rows / turn.weight

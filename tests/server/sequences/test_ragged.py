@@ -183,7 +183,7 @@ def loaded(tmp_path_factory):
         if name not in models:
             path = tmp_path_factory.mktemp(name) / "model.onnx"
             save_recurrent(path, MODELS[name])
-            options = ModelOptions(policy=BatchPolicy(max_rows=8))
+            options = ModelOptions(policy=BatchPolicy(max_rows=8), sequence_batching="ragged")
             model = Model(ModelSource(name, 1, path), options, Metrics(CollectorRegistry()))
             models[name] = model, onnxruntime.InferenceSession(path)
         return models[name]
