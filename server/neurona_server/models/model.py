@@ -218,7 +218,7 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
-        if not any(reshapes.values()):
+        if not any(reshapes.values()) and options.runtime.run_method != "plain":
             self.batcher.ranking = find_ranking(
                 str(source),
                 self.sessions,

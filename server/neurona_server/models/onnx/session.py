@@ -252,6 +252,8 @@ class Session:
             LoadError: It was cancelled.
         """
         session = self._session
+        if self._options.run_method == "plain":
+            return
         if session is None or (memory := find_memory(self.device)) is None:
             return
         self._prepare_thread = memory.prepare_thread
