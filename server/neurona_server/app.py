@@ -510,6 +510,7 @@ def _model_options(config: Config, tracing: Tracing | None, share: DeviceShare) 
         cpu_memory_bytes=-(-config.cpu_memory_bytes // config.processes),
         arena=config.arena,
         shrink_seconds=config.shrink_seconds,
+        run_method=config.run_method,
         cache=_cache_folder(config.cache),
     )
     check_options(runtime)

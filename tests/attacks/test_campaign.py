@@ -11,7 +11,7 @@ from attacks.campaign import run_campaign
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 25.0
+SECONDS = 12.0
 RECOVERED = 1.5
 
 

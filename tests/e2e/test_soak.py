@@ -1,6 +1,6 @@
 """Versions replaced every second under load: no request fails, and outputs fit the version.
 
-The environment variable NEURONA_SOAK_SECONDS is the duration (default: 20).
+The environment variable NEURONA_SOAK_SECONDS is the duration (default: 12).
 """
 
 import os
@@ -19,7 +19,7 @@ from neurona_protos.tensors import to_array, to_tensor
 
 pytestmark = pytest.mark.slow
 
-SECONDS = float(os.environ.get("NEURONA_SOAK_SECONDS", "20"))
+SECONDS = float(os.environ.get("NEURONA_SOAK_SECONDS", "12"))
 KEPT_VERSIONS = 3  # versions on disk
 
 

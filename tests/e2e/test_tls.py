@@ -21,7 +21,7 @@ from neurona_protos.prediction_pb2_grpc import PredictionStub
 from neurona_protos.tensors import to_tensor
 
 REQUEST = PredictRequest(model="m", inputs=[to_tensor("x", np.ones((1, 4), np.float32))])
-ANSWERS = 4000
+ANSWERS = 2000
 """A server that gave gRPC one configuration again and again died after some 1,300."""
 
 HALF_HELLO = bytes.fromhex("16030102000100") + b"\x01\xfc\x03\x03"
@@ -119,8 +119,8 @@ def test_callers_come_and_go_through_renewals(
     assert server.is_running, server.log
     assert not failures, f"{failures[0]}\n{server.log}"
     assert len(answers) >= ANSWERS
-    assert len(aborted) > 100
-    assert renewals > 2
+    assert len(aborted) > 50
+    assert renewals > 1
     renewed = ssl.PEM_cert_to_DER_cert(pairs[renewals % 2][0].read_text())
     wait_until(lambda: shown_certificate(server, authority.certificate, client) == renewed)
     assert PredictionStub(server.channel).Predict(REQUEST, timeout=10).model == "m"

@@ -1,5 +1,6 @@
 """Runs neurona-serve as a process, and puts load on it."""
 
+import os
 import re
 import signal
 import socket
@@ -148,8 +149,12 @@ class ServerProcess:
         return float(value)
 
     def send_signal(self, number: int) -> None:
+        """Send a signal; after SIGSTOP, wait until no thread of the process runs any more."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            # Without that, a busy machine has it answer one more request.
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def terminate(self) -> None:
         """Send SIGTERM, and return at once."""

@@ -307,6 +307,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool,
         Help("Let CPU threads spin between runs: lower latency, but they use CPU time when idle."),
     ] = False
+    run_method: Annotated[
+        Literal["auto", "bound", "plain"],
+        Help(
+            "How batches may run on a GPU. auto: the fastest way that has the same answers, as "
+            "measured while a model loads, CUDA graphs among these; bound: without CUDA graphs; "
+            "plain: the ordinary way, without memory that stays and without ranking on the device."
+        ),
+    ] = "auto"
     cache: Annotated[
         str,
         Help(

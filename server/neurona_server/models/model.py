@@ -255,7 +255,8 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
-        if not any(reshapes.values()) and not session.runs_sequences:
+        plain = options.runtime.run_method == "plain"
+        if not any(reshapes.values()) and not session.runs_sequences and not plain:
             self.batcher.ranking = find_ranking(
                 str(source),
                 self.sessions,

@@ -77,6 +77,7 @@ def test_every_option_can_be_set_in_every_source():
         "split_devices": "true",
         "arena": "false",
         "spinning": "true",
+        "run_method": "bound",
         "shared_memory": "true",
         "triton_metrics": "true",
         "typed_responses": "true",

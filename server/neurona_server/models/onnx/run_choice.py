@@ -131,6 +131,7 @@ def _find_graphs(
     path, options = candidate.path, candidate.options
     if (
         candidate.session.get_providers()[0] != runtime.CUDA
+        or options.run_method == "bound"
         or not allows_cuda_graphs(options.provider_options)
         or options.gpu_memory_bytes  # for one session
         or "gpu_mem_limit" in options.provider_options.get("cuda", {})

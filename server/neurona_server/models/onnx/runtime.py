@@ -93,6 +93,9 @@ class RuntimeOptions:
     gpu_threads: int = 1
     """CPU threads of one run on a GPU: they only start kernels, one after the other."""
 
+    run_method: str = "auto"
+    """How batches may run on a GPU: "auto", "bound" (no CUDA graphs) or "plain"."""
+
     max_rows: int = 0
     """Rows of the largest batch, for providers that compile; 0: requests do not share runs."""
 

@@ -258,6 +258,8 @@ class Session:
             LoadError: It was cancelled.
         """
         session = self._session
+        if self._options.run_method == "plain":
+            return
         if session is None or (memory := find_memory(self.device)) is None:
             return
         if self._sequences is not None:  # its extra inputs have no memory of their own yet

@@ -168,6 +168,7 @@ def test_small_batches_run_as_graphs(
     [
         {"gpu_memory_bytes": 1 << 30},
         {"provider_options": {"cuda": {"enable_cuda_graph": "0"}}},
+        {"run_method": "bound"},
     ],
 )
 def test_no_graphs_where_options_speak_against_them(
@@ -301,6 +302,16 @@ def test_a_model_on_the_cpu_measures_nothing(tmp_path: Path, load: Load) -> None
     model = load(onnx_models.save_classifier(tmp_path / "model.onnx"))
     (one,) = model.sessions
     assert (one.run_method, one.slots, model.batcher.joins_in_place) == ("plain", 1, False)
+
+
+def test_an_option_leaves_the_ordinary_way_only(
+    tmp_path: Path, memory: HostMemory, load: Load
+) -> None:
+    model = load(onnx_models.save_classifier(tmp_path / "model.onnx"), run_method="plain")
+    assert (model.sessions[0].run_method, model.batcher.ranking) == ("plain", None)
+    assert not model.batcher.joins_in_place
+    model.start()
+    check_under_load(model, tmp_path / "model.onnx")
 
 
 def test_describe_and_metrics_say_how_batches_run(
