@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from neurona_server.models.onnx.runtime import CPU, Provider, RuntimeOptions
 from neurona_server.models.onnx.sequence_session import SequenceAdapter, SequenceGraph
 from neurona_server.models.signature import TensorSpec
 from neurona_server.resources import available_cpus, trim_heap
-from neurona_server.sequences.form import SequenceForm
+from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
 from neurona_server.telemetry.run_journal import JournalEntry
 
 log = logging.getLogger(__name__)
@@ -191,6 +191,8 @@ class Session:
         self._recurrent = outline.recurrent
         self.outline = outline
         self._sequences: SequenceAdapter | None = None
+        # On a GPU, where the file's session has methods of its own for what it can run.
+        self._sequence_session: onnxruntime.InferenceSession | None = None
         self.inputs = [_tensor_spec("input", node, unknown) for node in session.get_inputs()]
         self.optional = [
             _tensor_spec("input", node, ()) for node in session.get_overridable_initializers()
@@ -262,8 +264,8 @@ class Session:
             return
         if session is None or (memory := find_memory(self.device)) is None:
             return
-        if self._sequences is not None:  # its extra inputs have no memory of their own yet
-            return
+        if self._sequences is not None and self._sequence_session is None:
+            return  # a rewritten graph has inputs that methods do not know
         self._prepare_thread = memory.prepare_thread
         zipmaps = self._zipmaps.values()
         candidate = run_choice.Candidate(
@@ -314,6 +316,7 @@ class Session:
             or (ranker is not None and not ranker.failed)
             or self._session is None
             or self._lost_error is not None
+            or (self._sequences is not None and (LENGTHS in inputs or STATE in inputs))
         ):
             return self.run_with_options(inputs, options, ranked_count)
         if self._recurrent:
@@ -392,7 +395,8 @@ class Session:
     ) -> None:
         """Run a graph that the file was rewritten to in place of the file's, whose memory is freed.
 
-        From then on runs also accept LENGTHS and STATE as inputs; with STATE they return the next
+        On a GPU the file's graph stays, for runs that the rewritten one is not needed for: its
+        buffers and CUDA graphs make short runs faster. From then on runs also accept LENGTHS and STATE as inputs; with STATE they return the next
         state as one more output, the last.
 
         Args:
@@ -410,9 +414,11 @@ class Session:
             raise self._lost_error or UnavailableError("the model has been unloaded")
         if opened is None:
             opened = self.open_sequence_graph(content, form, cancellation or LoadCancellation())
-        self._methods = None
+        if self.device.kind == "cpu":
+            self._session = opened.session
+        else:
+            self._sequence_session = opened.session
         self._sequences = opened.adapter
-        self._session = opened.session
         trim_heap()
 
     def open_ranker(self, index: int, *, logits: bool) -> None:
@@ -508,12 +514,16 @@ class Session:
         options.log_severity_level = _FATAL
         options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
         options.terminate = True
+        zeros = {spec.name: _zeros(spec) for spec in self.inputs}
         try:
-            self._run(session, {spec.name: _zeros(spec) for spec in self.inputs}, options)
+            self._run(session, zeros, options)
         except Exception as error:
             if _NO_ARENA in str(error):
                 self._shrinker.stop()
                 return False
+        if (other := self._sequence_session) is not None and self._sequences is not None:
+            with suppress(Exception):
+                self._sequences.run(other, zeros, options)
         return True
 
     def free_device_memory(self) -> None:
@@ -530,7 +540,8 @@ class Session:
         A run that is in flight completes, and its memory is freed after it.
         """
         relax_capture_mode()  # memory of the device is freed, perhaps beside a capture
-        self._session = self._methods = self._ranker = None  # freed, unless it was abandoned
+        # Freed, unless they were abandoned.
+        self._session = self._sequence_session = self._methods = self._ranker = None
         if self._lost_error is None:
             for slot in self._run_slots:
                 slot.buffers.clear()
@@ -604,7 +615,10 @@ class Session:
         ranked_count: int = 0,
     ) -> list[Any]:
         if (sequences := self._sequences) is not None:
-            return sequences.run(session, inputs, options)
+            if (own_session := self._sequence_session) is None:
+                return sequences.run(session, inputs, options)
+            if LENGTHS in inputs or STATE in inputs:
+                return sequences.run(own_session, inputs, options)
         if ranked_count and (ranker := self._ranker) is not None and not ranker.failed:
             return ranker.run(session, inputs, options, ranked_count)
         if self._bfloat16:
