@@ -2,6 +2,7 @@
 
 A field has a type with bounds, a help text and a default. The help texts become `neurona-serve
 --help` and the reference table of all options. `sources` says where values come from.
+It is one file so that all options are found in one place.
 """
 
 from dataclasses import dataclass

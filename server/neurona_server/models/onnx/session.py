@@ -396,8 +396,8 @@ class Session:
         """Run a graph that the file was rewritten to in place of the file's, whose memory is freed.
 
         On a GPU the file's graph stays, for runs that the rewritten one is not needed for: its
-        buffers and CUDA graphs make short runs faster. From then on runs also accept LENGTHS and STATE as inputs; with STATE they return the next
-        state as one more output, the last.
+        buffers and CUDA graphs make short runs faster. From then on runs also accept LENGTHS and
+        STATE as inputs; with STATE they return the next state as one more output, the last.
 
         Args:
             content: The graph, which runs have proved to give the same answers.
