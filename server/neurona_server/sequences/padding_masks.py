@@ -33,7 +33,7 @@ _KEEP_ZERO = {"Abs", "Div", "Dropout", "LeakyRelu", "MatMul", "Neg", "Relu", "Sq
 """Operators whose output is zero where input 0 is."""
 
 
-class Padding(enum.Enum):
+class PaddedValue(enum.Enum):
     """What a tensor has behind the ends of rows."""
 
     UNKNOWN = enum.auto()
@@ -60,7 +60,7 @@ class PaddingMasks:
             sources: Returns the inputs whose values a tensor depends on.
         """
         self._axes, self._lengths, self._sources = axes, {*lengths}, sources
-        self._padding: dict[str, Padding] = {}
+        self._padding: dict[str, PaddedValue] = {}
         for node in nodes:
             if node.output and node.output[0]:
                 self._padding[node.output[0]] = self._follow(node)
@@ -78,48 +78,48 @@ class PaddingMasks:
             return True
         first = self._of(node.input[0])
         if operator in _SUMS:
-            return first is Padding.ZERO
+            return first is PaddedValue.ZERO
         if operator in _MAXIMA:
-            return first is Padding.LOW
+            return first is PaddedValue.LOW
         if operator in _PRODUCTS:
-            return Padding.ZERO in (first, self._of(node.input[1])) or self._is_of_pairs(node)
+            return PaddedValue.ZERO in (first, self._of(node.input[1])) or self._is_of_pairs(node)
         return operator == "GatherElements" and self._is_of_lengths(node.input[1])
 
-    def _follow(self, node: "NodeProto") -> Padding:
-        operator, known = node.op_type, [self._of(name) for name in node.input]
+    def _follow(self, node: "NodeProto") -> PaddedValue:
+        operator, padded_values = node.op_type, [self._of(name) for name in node.input]
         if operator == "Where":
             return self._follow_where(node)
         if operator in ("Add", "Sub") and self._adds_mask(node):
-            return Padding.LOW
-        if operator in STATE_COUNTS or self._is_zero(node, known):
-            return Padding.ZERO
-        return known[0] if operator in _KEEP else Padding.UNKNOWN
+            return PaddedValue.LOW
+        if operator in STATE_COUNTS or self._is_zero(node, padded_values):
+            return PaddedValue.ZERO
+        return padded_values[0] if operator in _KEEP else PaddedValue.UNKNOWN
 
-    def _is_zero(self, node: "NodeProto", known: Sequence[Padding]) -> bool:
+    def _is_zero(self, node: "NodeProto", padded_values: Sequence[PaddedValue]) -> bool:
         operator = node.op_type
         if operator == "Mul":
-            return Padding.ZERO in known or any(map(self._is_mask, node.input))
+            return PaddedValue.ZERO in padded_values or any(map(self._is_mask, node.input))
         if operator in ("Add", "Concat", "Sub"):
-            return {*known} == {Padding.ZERO}
+            return {*padded_values} == {PaddedValue.ZERO}
         if operator == "Exp" or self._is_softmax_of_steps(node):
-            return known[0] is Padding.LOW
-        return operator in _KEEP_ZERO and known[0] is Padding.ZERO
+            return padded_values[0] is PaddedValue.LOW
+        return operator in _KEEP_ZERO and padded_values[0] is PaddedValue.ZERO
 
     def _adds_mask(self, node: "NodeProto") -> bool:
         terms = node.input if node.op_type == "Add" else node.input[1:]
         return any(map(self._is_mask, terms))
 
-    def _follow_where(self, node: "NodeProto") -> Padding:
+    def _follow_where(self, node: "NodeProto") -> PaddedValue:
         if self._is_mask(node.input[0]):
             for name in node.input[1:]:
                 values = self._axes.values(name)
                 if self._sources(name) or not values:
                     continue
                 if all(np.all(array == 0) for array in values):
-                    return Padding.ZERO
+                    return PaddedValue.ZERO
                 if all(np.all(array <= _LOW) for array in values):
-                    return Padding.LOW
-        return Padding.UNKNOWN
+                    return PaddedValue.LOW
+        return PaddedValue.UNKNOWN
 
     def _is_of_pairs(self, node: "NodeProto") -> bool:
         """Return whether a product has the steps of both factors along axes of its own."""
@@ -145,5 +145,5 @@ class PaddingMasks:
         meanings = self._axes.find(tensor)
         return meanings is None or bool(_STEPS & {*meanings})
 
-    def _of(self, tensor: str) -> Padding:
-        return self._padding.get(tensor, Padding.UNKNOWN)
+    def _of(self, tensor: str) -> PaddedValue:
+        return self._padding.get(tensor, PaddedValue.UNKNOWN)

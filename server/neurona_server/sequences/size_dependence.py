@@ -41,7 +41,7 @@ _COUNTS = {"CumSum", "NonZero", "Range"}
 _BOOL = 9  # ONNX's number of the type
 
 
-class Knowledge(enum.IntEnum):
+class Dependence(enum.IntEnum):
     """What a tensor that no values of inputs are in depends on."""
 
     NOTHING = 0
@@ -70,17 +70,17 @@ class SizeDependence:
         """
         self._nodes, self._axes = list(nodes), axes
         self._dependent = {*inputs}
-        self._known: dict[str, Knowledge] = {}
+        self._dependences: dict[str, Dependence] = {}
         for node in self._nodes:
             if node.op_type not in ("Shape", "Size") and self._dependent & {*node.input}:
                 self._dependent.update(node.output)
             else:
                 for name in node.output:
-                    self._known[name] = self._follow(node, name)
+                    self._dependences[name] = self._follow(node, name)
 
     def is_linear(self, tensor: str) -> bool:
         """Return whether a tensor is constant or linear in sizes, so that runs show what it is."""
-        linear = (Knowledge.NOTHING, Knowledge.SIZE)
+        linear = (Dependence.NOTHING, Dependence.SIZE)
         return tensor not in self._dependent and self._of(tensor) in linear
 
     def find(self, is_replaced: Callable[["NodeProto", int], bool]) -> tuple[str, bool]:
@@ -101,74 +101,76 @@ class SizeDependence:
             for index, name in enumerate(node.input):
                 if not name or name in self._dependent or index in shapes:
                     continue
-                known = self._of(name)
+                dependence = self._of(name)
                 if index in indices:
-                    if known is not Knowledge.NOTHING and not is_replaced(node, index):
+                    if dependence is not Dependence.NOTHING and not is_replaced(node, index):
                         return node_title(node), False
-                elif known is Knowledge.POSITION and Axis.TIME in (self._axes.find(name) or ()):
+                elif dependence is Dependence.POSITION and Axis.TIME in (
+                    self._axes.find(name) or ()
+                ):
                     positional = positional or node_title(node)
-                elif known is not Knowledge.NOTHING or self._varies(name):
+                elif dependence is not Dependence.NOTHING or self._varies(name):
                     return node_title(node), False
         return positional, True
 
-    def _of(self, tensor: str) -> Knowledge:
-        return self._known.get(tensor, Knowledge.NOTHING)
+    def _of(self, tensor: str) -> Dependence:
+        return self._dependences.get(tensor, Dependence.NOTHING)
 
-    def _follow(self, node: "NodeProto", output: str) -> Knowledge:
+    def _follow(self, node: "NodeProto", output: str) -> Dependence:
         """Return what an output depends on, of a node that reads no values of the inputs."""
         operator = node.op_type
         if operator in ("Shape", "Size"):
             return self._judge(output)
         shapes = _SHAPES.get(operator, ())
         names = [name for index, name in enumerate(node.input) if name and index not in shapes]
-        known = [self._of(name) for name in names]
-        is_constant = max(known, default=Knowledge.NOTHING) is Knowledge.NOTHING
+        dependences = [self._of(name) for name in names]
+        is_constant = max(dependences, default=Dependence.NOTHING) is Dependence.NOTHING
         if operator == "ConstantOfShape" or (is_constant and not any(map(self._is_free, names))):
-            return Knowledge.NOTHING
+            return Dependence.NOTHING
         if operator == "Slice":
             return self._follow_slice(node, output)
         if operator == "Gather":
-            return self._follow_gather(known, output)
+            return self._follow_gather(dependences, output)
         if operator in _COUNTS:
-            return _follow_count(node, known)
-        return self._follow_linear(node, known, output)
+            return _follow_count(node, dependences)
+        return self._follow_linear(node, dependences, output)
 
     def _follow_linear(
-        self, node: "NodeProto", known: Sequence[Knowledge], output: str
-    ) -> Knowledge:
-        operator, largest = node.op_type, max(known)
+        self, node: "NodeProto", dependences: Sequence[Dependence], output: str
+    ) -> Dependence:
+        operator, largest = node.op_type, max(dependences)
         joins_steps = operator == "Concat" and self._joins_steps(node)
         if joins_steps or operator not in BY_ELEMENT | MOVES | _LINEAR:
-            return Knowledge.ANY
-        if largest is not Knowledge.SIZE:
+            return Dependence.ANY
+        if largest is not Dependence.SIZE:
             return largest
         is_bool = operator == "Cast" and find_attribute(node, "to", 0) == _BOOL
-        if operator not in _LINEAR or is_bool or Knowledge.POSITION in known:
-            return Knowledge.ANY
+        if operator not in _LINEAR or is_bool or Dependence.POSITION in dependences:
+            return Dependence.ANY
         return self._judge(output)
 
-    def _judge(self, tensor: str) -> Knowledge:
+    def _judge(self, tensor: str) -> Dependence:
         """Return what a tensor is that is linear in sizes."""
-        return Knowledge.SIZE if self._varies(tensor) else Knowledge.NOTHING
+        return Dependence.SIZE if self._varies(tensor) else Dependence.NOTHING
 
-    def _follow_slice(self, node: "NodeProto", output: str) -> Knowledge:
+    def _follow_slice(self, node: "NodeProto", output: str) -> Dependence:
         data, *others = [self._of(name) for name in [*node.input, "", "", "", ""][:5]]
-        if data is Knowledge.SIZE and max(others) is Knowledge.NOTHING:
+        if data is Dependence.SIZE and max(others) is Dependence.NOTHING:
             return self._judge(output)
         starts = self._axes.values(node.input[1]) if len(node.input) > 1 else ()
         steps = self._axes.values(node.input[4]) if len(node.input) > 4 else ()
-        from_begin = others[0] is Knowledge.NOTHING and all(np.all(one >= 0) for one in starts)
-        forward = others[3] is Knowledge.NOTHING and all(np.all(one > 0) for one in steps)
-        is_table = data in (Knowledge.NOTHING, Knowledge.POSITION) and len(node.input) > 1
-        return Knowledge.POSITION if is_table and from_begin and forward else Knowledge.ANY
+        from_begin = others[0] is Dependence.NOTHING and all(np.all(one >= 0) for one in starts)
+        forward = others[3] is Dependence.NOTHING and all(np.all(one > 0) for one in steps)
+        is_table = data in (Dependence.NOTHING, Dependence.POSITION) and len(node.input) > 1
+        return Dependence.POSITION if is_table and from_begin and forward else Dependence.ANY
 
-    def _follow_gather(self, known: Sequence[Knowledge], output: str) -> Knowledge:
-        data, indices = known
-        if indices is Knowledge.NOTHING and data is Knowledge.SIZE:
+    def _follow_gather(self, dependences: Sequence[Dependence], output: str) -> Dependence:
+        data, indices = dependences
+        if indices is Dependence.NOTHING and data is Dependence.SIZE:
             return self._judge(output)
-        if data is Knowledge.NOTHING and indices in (Knowledge.NOTHING, Knowledge.POSITION):
+        if data is Dependence.NOTHING and indices in (Dependence.NOTHING, Dependence.POSITION):
             return indices
-        return Knowledge.ANY
+        return Dependence.ANY
 
     def _is_free(self, tensor: str) -> bool:
         meanings = self._axes.find(tensor)
@@ -202,8 +204,10 @@ class SizeDependence:
         return any(not np.array_equal(part, parts[0]) for part in parts)
 
 
-def _follow_count(node: "NodeProto", known: Sequence[Knowledge]) -> Knowledge:
-    numbers = [known[0], *known[2:]] if node.op_type == "Range" else known  # whose limit is a size
+def _follow_count(node: "NodeProto", dependences: Sequence[Dependence]) -> Dependence:
+    numbers = (
+        [dependences[0], *dependences[2:]] if node.op_type == "Range" else dependences
+    )  # whose limit is a size
     is_reverse = node.op_type == "CumSum" and find_attribute(node, "reverse", 0)
-    is_from_begin = max(numbers) is Knowledge.NOTHING and not is_reverse
-    return Knowledge.POSITION if is_from_begin else Knowledge.ANY
+    is_from_begin = max(numbers) is Dependence.NOTHING and not is_reverse
+    return Dependence.POSITION if is_from_begin else Dependence.ANY
