@@ -201,25 +201,27 @@ class SequenceSession:
         """Check the number of rows of a step.
 
         Raises:
-            InvalidArgumentError: It differs from that before, or exceeds max_sessions.
-            QueueFullError: There is no place for the states of so many.
+            InvalidArgumentError: It differs from that before.
         """
         if self.rows and rows != self.rows:
             raise InvalidArgumentError(
                 f"row count changed: the step has {rows} rows (expected {self.rows}, as the "
                 "session's steps before)"
             )
-        if rows > self.places:
-            self._store.add_places(self, rows)
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Check the lengths of a step that its caller has sent.
+        """Check the lengths of a step that its caller has sent, and that there is place for it.
 
         A length of 0 would be valid alone, and would lose the state of its row.
 
         Raises:
             InvalidValueError: A row has no step, or more than its array.
+            InvalidArgumentError: There are more rows than max_sessions.
+            QueueFullError: There is no place for the states of its rows.
         """
+        rows = self._count_input_rows(inputs)
+        if rows > self.places:  # now: types alone may be those of data that are not there
+            self._store.add_places(self, rows)
         form = self.model.sequences
         if form is None or not (name := form.lengths_input):
             return
@@ -231,6 +233,9 @@ class SequenceSession:
                     f"input {name!r} row {row}: length {length} (expected 1 to {steps}, the steps "
                     f"of {sequences!r})"
                 )
+
+    def _count_input_rows(self, inputs: Inputs) -> int:
+        return len(inputs[next(iter(self._form.time_axes))])
 
     @staticmethod
     def _import_state(model: Model, state: bytes) -> SequenceState | None:
@@ -438,7 +443,7 @@ class SessionStore:
         self._sweep_early.set()
 
     def add_places(self, session: SequenceSession, places: int) -> None:
-        """Give a session, which has a step in flight, that many places. See `check_row_count`."""
+        """Give a session, which has a step in flight, that many places. See `check_inputs`."""
         with self.lock:
             added = places - session.places
             if not session.is_open or added <= 0:
@@ -510,7 +515,7 @@ class SessionStore:
             )
         counts = {**self._places, owner: self._places.get(owner, 0) + places}
         candidates: dict[str, Iterator[SequenceSession]] = {}
-        chosen: list[SequenceSession] = []
+        displaced: list[SequenceSession] = []
         min_idle = MIN_IDLE_SHARE * self.limits.idle_timeout
         while missing > 0:
             largest = max(counts, key=lambda one: (counts[one], one == owner))
@@ -523,10 +528,10 @@ class SessionStore:
                     "max_sessions; one with several rows counts as that many)",
                     min_idle,
                 )
-            chosen.append(session)
+            displaced.append(session)
             counts[largest] -= session.places
             missing -= session.places
-        return chosen
+        return displaced
 
     def _idle_sessions(
         self, sessions: Iterable[SequenceSession], seconds: float

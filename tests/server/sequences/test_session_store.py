@@ -24,6 +24,7 @@ from neurona_server.errors import (
     QueueFullError,
     UnavailableError,
 )
+from neurona_server.models.lifecycle.drains import DrainPool
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
@@ -109,15 +110,19 @@ def test_the_owner_of_most_sessions_makes_room_for_others(store, clock, model):
 
 def test_a_session_has_a_place_for_each_row(store, clock, model):
     other, several = opened(store, model), opened(store, model)
+
+    def of_rows(rows):
+        return {"steps": np.zeros((rows, 1, FEATURES), np.float32)}
+
     several.claim()
-    several.check_row_count(2)
-    several.check_row_count(1)  # the first step has failed
+    several.check_inputs(of_rows(2))
+    several.check_inputs(of_rows(1))  # the first step has failed
     with pytest.raises(QueueFullError, match="one with several rows counts as that many"):
         opened(store, model)
     with pytest.raises(InvalidArgumentError, match=r"too large: 7 further rows \(expected at most"):
-        several.check_row_count(9)
+        several.check_inputs(of_rows(9))
     clock.now += 10
-    several.check_row_count(3)
+    several.check_inputs(of_rows(3))
     assert [one.is_open for one in (other, several)] == [False, True]
     several.release()
     clock.now += 10
@@ -132,6 +137,24 @@ def test_a_session_has_a_place_for_each_row(store, clock, model):
     clock.now += 100
     store.sweep()
     assert not store._places
+
+
+def test_a_server_that_stops_waits_for_no_session(store, model):
+    """Not either for those of a version whose drain begins late."""
+    versions = [
+        Model(ModelSource("gru", number, model.path), ModelOptions(), model.registry)
+        for number in (2, 3)
+    ]
+    for version in versions:
+        version.start()
+    drains = DrainPool(5.0, session_timeout=60.0)
+    sessions = [opened(store, version) for version in versions]
+    futures = drains.start_drains(versions[:1])
+    assert sessions[0].is_open
+    drains.end_sessions("session ended: the server stops")
+    for future in (*futures, *drains.start_drains(versions[1:])):
+        future.result(20)
+    assert all(session.end_reason.startswith("session ended: ") for session in sessions)
 
 
 def test_an_idle_session_expires_and_one_with_a_step_in_flight_does_not(store, clock, model):
