@@ -121,7 +121,9 @@ class Sessions:
         try:
             if (priority := PRIORITIES.get(start.priority)) is None:
                 raise InvalidArgumentError(f"priority is {start.priority} (expected 0, 1 or 2)")
-            session = self._store.open(resolve, on_end=on_end, state=start.state)
+            session = self._store.open(
+                resolve, owner=call.grant.name, on_end=on_end, state=start.state
+            )
         except NeuronaError as error:
             self.metrics.unresolved[error.outcome].inc()
             self.metrics.record_rejection(error)
