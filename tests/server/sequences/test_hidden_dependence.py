@@ -118,6 +118,20 @@ def with_positions_from_the_end():
     return extend(make_recurrent(RecurrentModel(answer="steps")), nodes, "every")
 
 
+def with_bounded_copies():
+    """The last step is added up as often as there are steps, 41 times or more."""
+    nodes = [
+        *COUNT,
+        ("Max", "count bound", "most"),
+        ("Unsqueeze", "most rows_axis", "copies"),
+        ("Concat", "ones copies ones", "shape", {"axis": 0}),
+        ("Unsqueeze", "last ones", "row"),
+        ("Expand", "row shape", "repeated"),
+        ("ReduceSum", "repeated ones", "changed", {"keepdims": 0}),
+    ]
+    return extend(make_recurrent(RecurrentModel()), nodes)
+
+
 def with_count_of_a_token():
     """Behind the end of a row it counts, too; synthetic tokens are 0 and 1."""
     nodes = [
@@ -214,6 +228,7 @@ def find(tmp_path):
         ),
         (with_bounded_read_out, "its operator Gather may look across steps"),
         (with_positions_from_the_end, "its operator Where depends on the number of steps"),
+        (with_bounded_copies, "its operator Expand depends on the number of steps"),
         (with_count_of_a_token, "its operator ReduceSum may look across steps"),
         (with_maximum_of_zeros, "its operator ReduceMax may look across steps"),
         (with_two_sequences_of_one_name, "its layers read sequences of different inputs"),
