@@ -155,7 +155,7 @@ class SizeDependence:
 
     def _follow_slice(self, node: "NodeProto", output: str) -> Dependence:
         data, *others = [self._of(name) for name in [*node.input, "", "", "", ""][:5]]
-        if data is Dependence.SIZE and max(others) is Dependence.NOTHING:
+        if max(others) is Dependence.NOTHING and data in (Dependence.NOTHING, Dependence.SIZE):
             return self._judge(output)
         starts = self._axes.values(node.input[1]) if len(node.input) > 1 else ()
         steps = self._axes.values(node.input[4]) if len(node.input) > 4 else ()

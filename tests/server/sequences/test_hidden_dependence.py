@@ -303,3 +303,26 @@ def test_states_are_not_opened_if_answers_may_depend_on_other_pieces(find, make,
         expected = file.run(None, alone)[0][0]
         actual = together[row, :length] if form.output_time_axes else together[row]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_initial_states_may_be_parts_of_zeros_for_all_layers(find):
+    """As PyTorch exports several layers."""
+    model = make_recurrent(RecurrentModel("GRU", layers=2))
+    constants = {"first": [0], "second": [1], "third": [2], "hidden": [4]}
+    for name, values in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    nodes = [
+        helper.make_node("Shape", ["steps"], ["rows"], start=0, end=1),
+        helper.make_node("Concat", ["third", "rows", "hidden"], ["states"], axis=0),
+        helper.make_node("ConstantOfShape", ["states"], ["zeros"]),
+        helper.make_node("Slice", ["zeros", "first", "second", "first"], ["state_0"]),
+        helper.make_node("Slice", ["zeros", "second", "third", "first"], ["state_1"]),
+    ]
+    layers = [node for node in model.graph.node if node.op_type == "GRU"]
+    for number, layer in enumerate(layers):
+        layer.input.extend(["", f"state_{number}"])
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
+    _, form = find(model)
+    assert (form.ragged_reason, form.state_size) == ("", 8)
