@@ -463,6 +463,8 @@ class SessionStore:
         with self.lock:
             if key is not None and key in self._keyed:
                 raise AlreadyExistsError("session begun twice: it has not ended")
+            if session.idle_timeout:
+                self._start_sweeper()
             displaced = self._choose_displaced(owner, session.places)
             for one in displaced:
                 self._remove(one, reason)
@@ -476,7 +478,6 @@ class SessionStore:
             if key is not None:
                 self._keyed[key] = session
                 self._end_reasons.pop(key, None)
-            self._start_sweeper()
         model.metrics.sessions.open_sessions.inc()
         for one in displaced:
             _end_for_server(one, "full", reason)
@@ -570,9 +571,10 @@ class SessionStore:
         return "max_sequence_idle_microseconds of its config.pbtxt"
 
     def _start_sweeper(self) -> None:
-        if self._sweeper is None and self._expiring and not self._is_stopping:
-            self._sweeper = threading.Thread(target=self._sweep, name="sessions", daemon=True)
-            self._sweeper.start()
+        if self._sweeper is None and not self._is_stopping:
+            sweeper = threading.Thread(target=self._sweep, name="sessions", daemon=True)
+            sweeper.start()  # may fail, and the next session tries again
+            self._sweeper = sweeper
 
     def _sweep(self) -> None:
         """Sweep until there are no sessions that may expire."""

@@ -157,6 +157,21 @@ def test_a_server_that_stops_waits_for_no_session(store, model):
     assert all(session.end_reason.startswith("session ended: ") for session in sessions)
 
 
+def test_without_a_thread_that_ends_idle_sessions_none_begins(store, model, monkeypatch):
+    def fail(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            opened(store, model)
+    assert not len(store)
+    session = opened(store, model)
+    assert store._sweeper.is_alive()
+    session.close()
+    store.stop()
+
+
 def test_an_idle_session_expires_and_one_with_a_step_in_flight_does_not(store, clock, model):
     idle, busy, recent = (opened(store, model, key=key) for key in "abc")
     busy.claim()
