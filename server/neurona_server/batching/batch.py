@@ -363,8 +363,18 @@ class RequestSlots(RowJoiner, Protocol):
         """All in the slots; some may be finished."""
 
     @property
+    def rows(self) -> int:
+        """The rows of these requests. From any thread."""
+
+    @property
     def room(self) -> int:
         """The rows that may join, 0 or less if there is no room."""
+
+    def look_ahead(self, rows: int, group: Hashable, priority: Priority) -> tuple[float, int]:
+        """Return the predicted seconds until so many rows more run, and the others in their runs.
+
+        With None for the group, those of a request that runs after all others. From any thread.
+        """
 
     def pop_ended(self) -> Sequence[Request]:
         """Return, once, the requests that have ended with the run that was split last."""

@@ -163,6 +163,7 @@ class Batcher:
         self._threads: list[threading.Thread] = []
         self._new_slots: Callable[[], RequestSlots] | None = None
         self._slots: list[RequestSlots] = []  # of the threads
+        self.admission.slots = self._slots
         self._batched = batched
         self._clock = clock
         self._tracer = tracer
@@ -302,7 +303,9 @@ class Batcher:
 
         Those are one that has no place in the slots, if there is one, and the run of the slots.
         """
-        while slots.room > 0 and (batch := self.queue.take_batch(max_rows=slots.room)) is not None:
+        while (room := self._room(slots)) > 0 and (
+            batch := self.queue.take_batch(max_rows=room)
+        ) is not None:
             if batch.is_rerun or not batch.requests or not self._move_into(slots, batch):
                 yield batch
                 break
@@ -312,6 +315,13 @@ class Batcher:
             if len(requests) < len(slots.requests):
                 self._unfinished(batch, slots.requests, self._clock())
             yield batch
+
+    def _room(self, slots: RequestSlots) -> int:
+        """Return the rows that may join: no more than a run has while another instance is idle."""
+        room = slots.room
+        if any(not one.rows for one in self._slots if one is not slots):
+            room = min(room, self.queue.max_batch_rows - slots.rows)
+        return room
 
     def _move_into(self, slots: RequestSlots, batch: Batch) -> bool:
         """Move the requests of a batch into slots; return False if they must run by themselves."""
@@ -649,8 +659,11 @@ class Batcher:
             if self._stop_error is not None:
                 request.fail(self._stop_error)
             elif request.deadline <= now:
-                expired = EXPIRED_IN_QUEUE if batch.slots is None else EXPIRED_IN_RUN
-                request.fail(DeadlineExceededError(expired))
+                if batch.slots is None:
+                    request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
+                elif request.fail(DeadlineExceededError(EXPIRED_IN_RUN)):
+                    run = self.cost_model.predict(request.rows, request.group)
+                    self.admission.observe_waits([request], (), run)
         return [request for request in requests if not request.finished]
 
     def _reject_invalid(

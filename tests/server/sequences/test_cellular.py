@@ -343,3 +343,20 @@ def test_the_thread_of_the_transport_runs_whole_sequences_beside_the_slots(load)
             pass
     for request in requests:
         assert_equal(request.result(), alone(model, request.inputs))
+
+
+def test_sequences_beyond_a_run_are_left_to_an_idle_instance(load):
+    model = load(policy=BatchPolicy(max_rows=2), instances=2)
+    batcher = model.batcher
+    end = time.monotonic() + 10
+    while len(batcher._slots) < 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    requests = [SequenceRequest(model, MODELS["lstm"].make_inputs(1, 40_000, i)) for i in range(4)]
+    for request in requests:
+        batcher.queue.put([request], notify=False)
+    batcher.queue.notify()
+    while batcher.queue.rows and time.monotonic() < end:
+        time.sleep(0.001)
+    assert [slots.rows for slots in batcher._slots] == [2, 2]
+    for request in requests:
+        request.cancel(CancelledError("enough"))
