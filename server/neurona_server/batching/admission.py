@@ -191,7 +191,7 @@ class Admission:
                 f"(expected at least the predicted run time of {_ms(alone)})"
             )
         busy = self._busy_seconds(now)
-        if not busy and not self._queue.rows and not any(one.rows for one in self.slots):
+        if not busy and not self._queue.rows and not self.slots:
             return
         priority, margin = request.priority, self._margins.margin
         full = self._cost_model.predict(max(request.rows, limit), group)
@@ -293,7 +293,7 @@ class Admission:
 
         `busy` are the seconds until an instance is idle.
         """
-        if slots := [*self.slots]:
+        if self.slots and (slots := [*self.slots]):
             waiting = self._queue.rows
             ahead = [one.look_ahead(waiting + rows, group, priority) for one in slots]
             seconds, others = min(ahead)

@@ -758,13 +758,13 @@ class Batcher:
         unfinished = [request for request in requests if not request.finished]
         if batch.slots is not None:
             batch.slots.remove(requests)
-        if unfinished:
-            again = Batch(unfinished, is_rerun=True)
+        for part in _limit_rows(unfinished, self.queue.max_batch_rows):  # slots have many rows
+            again = Batch(part, is_rerun=True)
             if batch.device_failures is not None:
                 again.device_failures = DeviceFailures(losses=batch.device_failures.losses)
             self.queue.put_back(again)
-            if self.queue.closed and self._threads:  # the instances may have ended
-                self._start_instance()
+        if unfinished and self.queue.closed and self._threads:  # the instances may have ended
+            self._start_instance()
 
     def _run(self, batch: Batch, requests: Sequence[Request], run: Run) -> Sequence[Outputs]:
         """Return the outputs of each request; in slots, of each that has ended.
@@ -803,6 +803,19 @@ class Batcher:
         self._inline.observe(seconds)
         self.tune()
         return outputs
+
+
+def _limit_rows(requests: Sequence[Request], max_rows: int) -> list[list[Request]]:
+    """Return the requests in as many parts as needed, each with at most so many rows."""
+    parts: list[list[Request]] = []
+    rows = 0
+    for request in requests:
+        rows += request.rows
+        if not parts or rows > max_rows:
+            parts.append([])
+            rows = request.rows
+        parts[-1].append(request)
+    return parts
 
 
 def _accepts_all(check: AnswerCheck, outputs: Sequence[Outputs]) -> bool:

@@ -105,15 +105,17 @@ def choose_sequence_batching(
     choice = SequenceBatchingChoice(RAGGED, BY_OPTION)
     if option != "ragged":
         choice = _choose_ragged_or_cellular(batcher, form, signature, option, run)
-    if choice.method == CELLULAR:
+    costs = batcher.cost_model
+    if choice.method == CELLULAR and isinstance(costs, SequenceCostModel):
         batcher.use_slots(
             partial(
                 SequenceSlots,
                 form,
-                batcher.cost_model.predict,
-                batcher.cost_model.batch_sizes[-1],
-                batch_sizes=batcher.cost_model.batch_sizes,
+                costs.predict,
+                costs.batch_sizes[-1],
+                batch_sizes=costs.batch_sizes,
                 on_run=metrics.sequences.record_run,
+                on_join=costs.note_sequence,
             )
         )
         batcher.queue.merge = merge_all_lengths

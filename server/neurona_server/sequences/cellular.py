@@ -133,6 +133,7 @@ class SequenceSlots:
         batch_sizes: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
         on_run: Callable[[int, int], object] = lambda *_: None,
+        on_join: Callable[[Hashable], object] = lambda _: None,
     ) -> None:
         """Make slots that are free.
 
@@ -144,12 +145,14 @@ class SequenceSlots:
             clock: Returns the time in seconds.
             on_run: Called after each run with its steps, those of padding included, and with those
                 of its requests; both are sums over rows.
+            on_join: Called with the group of each request that joins.
         """
         self._form = form
         self._cost = cost
         self._max_rows = max_rows
         self._clock = clock
         self._on_run = on_run
+        self._on_join = on_join
         self._entries: list[_Slots] = []  # in the order in which they run
         self._by_request: dict[Request, _Slots] = {}
         self._taken = 0  # rows
@@ -450,6 +453,7 @@ class SequenceSlots:
         insort(self._entries, entry)
         self._by_request[request] = entry
         self._taken += len(rows)
+        self._on_join(request.group)
         self._drop_plan()
 
     def _due(self, queued_at: float, group: Hashable, priority: Priority) -> float:

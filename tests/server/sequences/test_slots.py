@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.fakes import Clock, FakeRequest, Puppet, PuppetBatcher
 
+from neurona_server.batching.batch import Batch
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import DeadlineExceededError, QueueFullError
 from neurona_server.sequences.cellular import INITIAL_OVERHEAD, SequenceSlots, merge_all_lengths
@@ -168,3 +169,17 @@ def test_few_admitted_requests_expire(interval, most):
     expired = [one for one in requests if one.results[0][1] is not None]
     assert len(expired) <= most * len(requests)
     assert len(requests) > 2000
+
+
+def test_requests_from_the_slots_that_begin_again_share_batches_of_the_usual_size():
+    batcher, slots, _ = served_batcher()
+    requests = [request(9, rows=3) for _ in range(50)]
+    slots.add(requests)
+    batcher._run_again(Batch(requests[:1], is_rerun=True, slots=slots), slots.requests)
+    assert not slots.rows
+    again = []
+    while (batch := batcher.queue.take_batch()) is not None:
+        assert batch.rows <= 64
+        assert batch.is_rerun
+        again.extend(batch.requests)
+    assert again == requests
