@@ -280,10 +280,20 @@ class Batcher:
                         return
             except DeviceLostError as error:  # all of its devices
                 self._fail_waiting(error)
-                for request in slots.requests:
-                    request.fail(error)
-                slots.next_requests(0)
+                slots = self._replace_slots(slots, error)
+            except Exception:  # a bug, or no memory: the thread must keep running
+                log.exception("%s: the requests of an instance could not run", self.name)
+                slots = self._replace_slots(slots, ModelFailedError())
         self._slots.remove(slots)
+
+    def _replace_slots(self, slots: RequestSlots, error: NeuronaError) -> RequestSlots:
+        """Fail all requests in the slots of a thread, and return empty ones for it."""
+        requests = slots.requests
+        assert self._new_slots is not None  # noqa: S101  for the type checker
+        self._slots[self._slots.index(slots)] = new_slots = self._new_slots()
+        for request in requests:
+            request.fail(error)
+        return new_slots
 
     def _run_slots(self, slots: RequestSlots, turn: DeviceTurn) -> bool:
         """Run the slots once; return False if this thread was abandoned in the run."""
