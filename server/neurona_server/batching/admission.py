@@ -296,10 +296,10 @@ class Admission:
         if self.slots and (slots := [*self.slots]):
             waiting = self._queue.rows
             ahead = [one.look_ahead(waiting + rows, group, priority) for one in slots]
-            seconds, beside = min(ahead)
+            seconds, run_rows = min(ahead)
             if waiting + rows > sum([max(0, one.room) for one in slots]):
                 seconds += self._queue.backlog_seconds() / self.instances
-            return max(busy, seconds * self._stretch), waiting + beside
+            return max(busy, seconds * self._stretch), max(0, run_rows - rows)
         if not busy and not self._queue.rows:
             return 0.0, 0
         work = self._queue.work_ahead(priority, group, rows)

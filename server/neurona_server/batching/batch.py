@@ -371,7 +371,7 @@ class RequestSlots(RowJoiner, Protocol):
         """The rows that may join, 0 or less if there is no room."""
 
     def look_ahead(self, rows: int, group: Hashable, priority: Priority) -> tuple[float, int]:
-        """Return the predicted seconds until so many rows more run, and the others in their runs.
+        """Return the predicted seconds until so many rows more run, and the rows of their runs.
 
         With None for the group, those of a request that runs after all others. From any thread.
         """

@@ -221,18 +221,19 @@ class SequenceSlots:
         return True
 
     def look_ahead(self, rows: int, group: Hashable, priority: Priority) -> tuple[float, int]:
-        if self._taken + rows <= self._run_rows:
-            return 0.0, self._taken
+        run_rows = self._run_rows
+        if self._taken + rows <= run_rows:
+            return 0.0, self._taken + rows
         entries = self._entries.copy()
         if group is not None:
             due = self._due(self._clock(), group, priority)
             # Those that have deadlines must not be made to miss them.
             entries = [one for one in entries if one.due <= due or one.request.deadline < math.inf]
         slots = [entry.rows for entry in entries]
-        others = max(0, self._run_rows - rows)
-        if sum(map(len, slots)) <= others:
-            return 0.0, others
-        return int(self._left[np.concatenate(slots)].sum()) * self._step_seconds, others
+        if sum(map(len, slots)) + rows <= run_rows:
+            return 0.0, run_rows
+        steps = int(self._left[np.concatenate(slots)].sum()) if slots else 0
+        return steps * self._step_seconds, run_rows
 
     def pop_ended(self) -> Sequence[Request]:
         ended, self._ended = self._ended, ()
