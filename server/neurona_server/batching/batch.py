@@ -92,6 +92,9 @@ class Batch:
     slots: "RequestSlots | None" = None
     """Where its requests are, if they need several runs."""
 
+    instance_slots: "RequestSlots | None" = None
+    """The slots of the instance that runs it, if it has some."""
+
     # Not set before it runs: they would make every batch slower.
     estimate: Any = field(init=False)
     """What admission expects of its run, a `RunningEstimate`."""

@@ -298,13 +298,12 @@ class Batcher:
     def _run_slots(self, slots: RequestSlots, turn: DeviceTurn) -> bool:
         """Run the slots once; return False if this thread was abandoned in the run."""
         for batch in self._fill_slots(slots):
-            batch.turn = turn
+            batch.turn, batch.instance_slots = turn, slots
             turn.batches += 1
             if turn.device != CPU:
                 batch.thread = threading.current_thread()
             self.process(batch, turn.new_run)
             if batch.abandoned:
-                self._slots.remove(slots)
                 return False
         return True
 
@@ -340,8 +339,8 @@ class Batcher:
                 return False
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
-            group = self.joiner.group(batch.requests)
-            self._record_wait(batch, self.cost_model.predict(batch.rows, group))
+            first = batch.requests[0]  # they do not run until the longest one has ended
+            self._record_wait(batch, self.cost_model.predict(first.rows, first.group))
         except Exception:  # a bug, or no memory: the thread must keep running
             log.exception("%s: requests could not join a run", self.name)
             for request in [*batch.expired, *batch.requests]:
@@ -756,8 +755,12 @@ class Batcher:
             if (thread := getattr(batch, "thread", None)) in self._threads:
                 self._threads.remove(thread)
                 self._start_instance()
-            requests = batch.requests if batch.slots is None else [*batch.slots.requests]
-            self._run_elsewhere(batch, requests, DeviceLostError(batch.turn.device, reason))
+            error = DeviceLostError(batch.turn.device, reason)
+            self._run_elsewhere(batch, batch.requests, error)
+            if (slots := batch.instance_slots) is not None:
+                self._slots.remove(slots)  # or they would be taken for those of an idle instance
+                others = [one for one in slots.requests if one not in batch.requests]
+                self._run_elsewhere(Batch(others), others, error)
 
     def _fail_waiting(self, error: NeuronaError) -> None:
         for request in self.queue.clear():

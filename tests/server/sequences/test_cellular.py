@@ -12,6 +12,7 @@ from support import cuda_stand_ins
 from support.recurrent_models import TOKENS, RecurrentModel, save_recurrent
 
 from neurona_protos.prediction_pb2 import SequenceMethod
+from neurona_server.batching import batcher as batcher_module
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import (
@@ -419,3 +420,41 @@ def test_sequences_of_a_device_that_is_lost_go_on_with_another_one(load, cuda_st
     for request, wanted in zip(requests, expected, strict=True):
         assert_equal(request.result(), wanted)
     assert runs[-1] == "cuda:1"
+
+
+def test_sequences_in_the_slots_of_an_instance_that_is_abandoned_run_elsewhere(
+    load, cuda_stub, monkeypatch
+):
+    """Its run is that of a request which has no place in the slots, and does not return."""
+    cuda_stand_ins.install(monkeypatch, cuda_stub, devices=2)
+    monkeypatch.setattr(session_module, "_abandoned_sessions", [])
+    monkeypatch.setattr(batcher_module, "ABANDON_SECONDS", 0.05)
+    run, released, stuck = Session._run, threading.Event(), []
+
+    def run_or_hang(session, runtime_session, inputs, *arguments):
+        if LENGTHS in inputs and STATE not in inputs and not stuck:
+            stuck.append(session.device.label)
+            model.batcher._scheduler.mark_lost(session.device.label, "for this test")
+            assert released.wait(20)
+        return run(session, runtime_session, inputs, *arguments)
+
+    options = RuntimeOptions(threads=1, devices="all")
+    model = load(policy=BatchPolicy(max_rows=4), runtime=options)
+    inputs = [MODELS["lstm"].make_inputs(1, 3000, number) for number in range(40)]
+    expected = [alone(model, one) for one in inputs]
+    monkeypatch.setattr(Session, "_run", run_or_hang)
+    requests = [SequenceRequest(model, one) for one in inputs]
+    for request in requests:
+        model.batcher.submit(request)
+    lengths = np.array([20, 3], np.int32)
+    ragged = SequenceRequest(model, {**MODELS["lstm"].make_inputs(2, 20, 1), LENGTHS: lengths})
+    model.batcher.submit(ragged)
+    end = time.monotonic() + 10
+    while not all(one.ended.is_set() for one in (*requests, ragged)) and time.monotonic() < end:
+        model.batcher.check_runs()  # as the watchdog does
+        time.sleep(0.01)
+    for request, wanted in zip(requests, expected, strict=True):
+        assert_equal(request.result(0), wanted)
+    assert ragged.result(0)
+    assert len(stuck) == 1
+    released.set()
