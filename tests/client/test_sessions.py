@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -534,6 +535,25 @@ def test_a_closed_client_opens_no_session(server):
     for use in (lambda: session.send([1.0]), session.receive, lambda: next(session)):
         with pytest.raises(ClosedError, match="client closed"):
             use()
+
+
+@pytest.mark.parametrize("begin", ["never", "once"])
+def test_a_closed_client_ends_who_waits_for_an_answer(server, begin, wait_until):
+    client = Client(server.address)
+    session = client.session("sum")
+    if begin == "once":  # the session has no stream then, as before its first steps
+        session.send([1.0])
+        session.receive()
+        server.end_sessions("evicted")
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(session.receive)
+        wait_until(lambda: session._call._waiters)
+        client.close()
+        try:
+            with pytest.raises(ClosedError, match="client closed"):
+                answer.result(10)
+        finally:
+            session.close()
 
 
 @pytest.mark.parametrize("seed", range(3))

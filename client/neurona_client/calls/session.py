@@ -132,6 +132,7 @@ class SessionCall:
         """Why the last stream was left, if its steps are to be sent again."""
         self._failure_count = 0  # in a row, without an answer between
         self._backoffs = backoff_times(options.retries)
+        pool.add_close_listener(self)
 
     def send(self, prepare: Prepare, timeout: float | None) -> Operation[None]:
         """Send the steps of one message; does not wait for their answer.
@@ -242,6 +243,11 @@ class SessionCall:
                 stream.byte_stream.finish()
             else:
                 stream.byte_stream.cancel()
+
+    def on_close(self) -> None:
+        """Let operations that wait find that the client is closed; see `CloseListener`."""
+        with self._lock:
+            self._record_change()
 
     # Events of a stream
 

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 from neurona_client.errors import ClosedError
 from neurona_client.options import ClientOptions
@@ -41,6 +42,7 @@ class EndpointPool:
         self._options = options
         self._lock = threading.Lock()
         self._waiters: list[Callable[[], None]] = []
+        self._close_listeners: weakref.WeakSet[CloseListener] = weakref.WeakSet()
         self._round_robin = 0
         self._closing = threading.Event()
         self._resolved: dict[str, list[ResolvedTarget]] = {}
@@ -117,6 +119,11 @@ class EndpointPool:
             if callback in self._waiters:
                 self._waiters.remove(callback)
 
+    def add_close_listener(self, listener: "CloseListener") -> None:
+        """Call `on_close` when the pool is closed, if there still is such an object then."""
+        with self._lock:
+            self._close_listeners.add(listener)
+
     def close(self) -> None:
         """Close all endpoints and wake all waiters."""
         if self.closed_reason:
@@ -126,6 +133,10 @@ class EndpointPool:
         self._wake_waiters()
         for endpoint in self.endpoints:
             endpoint.close()
+        with self._lock:
+            listeners = list(self._close_listeners)
+        for listener in listeners:
+            listener.on_close()
 
     def resolve(self) -> None:
         """Resolve all targets again.
@@ -186,6 +197,13 @@ class EndpointPool:
             waiters, self._waiters = self._waiters, []
         for callback in waiters:
             callback()
+
+
+class CloseListener(Protocol):
+    """What has something to do when the pool is closed."""
+
+    def on_close(self) -> None:
+        """Handle that; called by any thread."""
 
 
 def _is_healthy(endpoint: Endpoint, now: float) -> bool:

@@ -440,8 +440,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=1, le=MAX_INT),
         Help(
             "Sessions of recurrent models that may be open in each process, each with the state of "
-            "a sequence. For a further one the one idle longest ends; if all are in use, it is "
-            "rejected."
+            "a sequence; one with several rows counts as that many. For a further one the one idle "
+            "longest ends, of the token that has most; if all are in use, it is rejected."
         ),
     ] = 16384
     session_idle_timeout_s: Annotated[

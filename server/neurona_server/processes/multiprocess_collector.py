@@ -80,6 +80,7 @@ MERGE_RULES: Mapping[str, Rule] = {
     "neurona_device_info": _largest,
     "neurona_device_lost": _largest,
     "neurona_model_run_method": _largest,
+    "neurona_model_sequence_info": _largest,
     "neurona_device_runs_in_progress": _sum,
     # All processes read the same GPUs, at slightly different times.
     "neurona_gpu_utilization_ratio": _largest,

@@ -11,13 +11,12 @@ It is one file since sessions have no lock of their own, but share the one of th
 
 import logging
 import math
-import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,7 +65,7 @@ class SessionLimits:
     """The limits that the server's options set."""
 
     max_sessions: int = 16384
-    """Sessions of all models that may be open."""
+    """Sessions of all models that may be open; one with several rows counts as that many."""
 
     idle_timeout: float = 300.0
     """Seconds without a step after which a session ends; 0: it stays."""
@@ -88,10 +87,13 @@ class SequenceSession:
         "busy",
         "end_reason",
         "idle_timeout",
+        "is_open",
         "key",
         "last_use",
         "model",
         "on_end",
+        "owner",
+        "places",
         "rows",
         "steps",
         "values",
@@ -120,11 +122,17 @@ class SequenceSession:
         """The state, float32 (rows, size); None before the first step: zeros."""
         self.rows = 0 if imported is None else len(imported.values)
         """0 until a step or an imported state shows it."""
+        self.places = max(1, self.rows)
+        """Of `SessionLimits.max_sessions`."""
+        self.owner = ""
+        """The name of its caller's grant."""
+        self.is_open = False
+        """Whether it has begun, and neither its caller nor the server has ended it."""
         self.steps = 0 if imported is None else imported.steps
         self.busy = False
         """Whether a step is in flight."""
         self.end_reason = ""
-        """Why the server has ended it, "" if it has not."""
+        """Why it has ended, "" if it has not."""
         self.last_use = now
         declared = model.settings.sequences
         idle_timeout = None if declared is None else declared.idle_seconds
@@ -185,17 +193,16 @@ class SequenceSession:
                 following = self._waiting.popleft()
             following()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether neither its caller nor the server has ended it."""
-        return self in self._store
-
     def check_rows(self, input_types: Mapping[str, TensorType]) -> None:
-        """Check the rows of a step, whose inputs fit the model. Raises InvalidArgumentError."""
+        """Check the rows of a step, whose inputs fit the model. See `check_row_count`."""
         self.check_row_count(_count_rows(self._form, input_types))
 
     def check_row_count(self, rows: int) -> None:
-        """Check the number of rows of a step. Raises InvalidArgumentError."""
+        """Check the number of rows of a step.
+
+        Raises:
+            InvalidArgumentError: It differs from that before.
+        """
         if self.rows and rows != self.rows:
             raise InvalidArgumentError(
                 f"row count changed: the step has {rows} rows (expected {self.rows}, as the "
@@ -203,13 +210,18 @@ class SequenceSession:
             )
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Check the lengths of a step that its caller has sent.
+        """Check the lengths of a step that its caller has sent, and that there is place for it.
 
         A length of 0 would be valid alone, and would lose the state of its row.
 
         Raises:
             InvalidValueError: A row has no step, or more than its array.
+            InvalidArgumentError: There are more rows than max_sessions.
+            QueueFullError: There is no place for the states of its rows.
         """
+        rows = self._count_input_rows(inputs)
+        if rows > self.places:  # now: types alone may be those of data that are not there
+            self._store.add_places(self, rows)
         form = self.model.sequences
         if form is None or not (name := form.lengths_input):
             return
@@ -221,6 +233,9 @@ class SequenceSession:
                     f"input {name!r} row {row}: length {length} (expected 1 to {steps}, the steps "
                     f"of {sequences!r})"
                 )
+
+    def _count_input_rows(self, inputs: Inputs) -> int:
+        return len(inputs[next(iter(self._form.time_axes))])
 
     @staticmethod
     def _import_state(model: Model, state: bytes) -> SequenceState | None:
@@ -318,8 +333,10 @@ class SessionStore:
         self._clock = clock
         self.lock = threading.Lock()
         """Guards the entries, and the turns of each session's steps."""
-        self._sessions: OrderedDict[SequenceSession, None] = OrderedDict()  # by their last use
-        # The same for each idle timeout, without those that have none.
+        # Those of each owner by their last use, and the places that these have.
+        self._sessions: dict[str, OrderedDict[SequenceSession, None]] = {}
+        self._places: dict[str, int] = {}
+        # All by their last use, for each idle timeout, without those that have none.
         self._expiring: dict[float, OrderedDict[SequenceSession, None]] = {}
         self._keyed: dict[Hashable, SequenceSession] = {}
         self._end_reasons: OrderedDict[Hashable, str] = OrderedDict()
@@ -328,15 +345,14 @@ class SessionStore:
         self._sweep_early = threading.Event()  # set to sweep before the interval has passed
 
     def __len__(self) -> int:
-        return len(self._sessions)
-
-    def __contains__(self, session: object) -> bool:
-        return session in self._sessions
+        with self.lock:
+            return sum(map(len, self._sessions.values()))
 
     def open(
         self,
         resolve: Callable[[], Model],
         *,
+        owner: str = "",
         key: Hashable | None = None,
         on_end: Callable[[str], None] | None = None,
         state: bytes = b"",
@@ -346,6 +362,7 @@ class SessionStore:
 
         Args:
             resolve: Returns the model version. Called again if that is replaced at this moment.
+            owner: The name of the caller's grant.
             key: What `find` finds it by, if its caller names it in each step.
             on_end: Called with the reason when the server ends it, from any thread.
             state: A state that was exported, to go on from; empty: the start of a sequence.
@@ -355,14 +372,16 @@ class SessionStore:
             StatelessModelError: The model has no state.
             InvalidArgumentError: The state is none of this version.
             AlreadyExistsError: There is a session with this key.
-            QueueFullError: There are max_sessions, all of which are in use.
+            QueueFullError: There are max_sessions, all of which are in use; or the caller has most.
             UnavailableError: The version is being unloaded.
             NeuronaError: What `resolve` raises.
         """
         for remaining in reversed(range(MAX_RESOLUTIONS)):
             model = resolve()
             try:
-                return self._open(model, key, on_end, state, new_session)
+                session = new_session(self, model, key, on_end, state, self._clock())
+                session.owner = owner
+                return self._open(session)
             except UnavailableError:
                 if not remaining or resolve() is model:
                     raise
@@ -379,7 +398,7 @@ class SessionStore:
     def forget_key(self, session: SequenceSession) -> None:
         """Let another session have the key of one that is about to end."""
         with self.lock:
-            if session in self._sessions and session.key is not None:
+            if session.is_open and session.key is not None:
                 del self._keyed[session.key]
             session.key = None
 
@@ -400,17 +419,19 @@ class SessionStore:
     def note_use(self, session: SequenceSession) -> None:
         """Note that a session is in use now. The lock must be held."""
         session.last_use = self._clock()
-        if session in self._sessions:
-            self._sessions.move_to_end(session)
+        if session.is_open:
+            self._sessions[session.owner].move_to_end(session)
             if session.idle_timeout:
                 self._expiring[session.idle_timeout].move_to_end(session)
 
     def sweep(self) -> None:
         """End the sessions that have been idle for too long."""
-        for timeout, sessions in [*self._expiring.items()]:
+        with self.lock:
+            expiring = [*self._expiring.items()]
+        for timeout, sessions in expiring:
             reason = f"session expired: idle for {timeout:g} s ({self._timeout_source(timeout)})"
             with self.lock:
-                idle = self._list_idle(sessions, timeout)
+                idle = [*self._idle_sessions(sessions, timeout)]
                 for session in idle:
                     self._remove(session, reason)
             for session in idle:
@@ -421,25 +442,35 @@ class SessionStore:
         self._is_stopping = True
         self._sweep_early.set()
 
-    def _open(
-        self,
-        model: Model,
-        key: Hashable | None,
-        on_end: Callable[[str], None] | None,
-        state: bytes,
-        new_session: "NewSession",
-    ) -> SequenceSession:
-        session = new_session(self, model, key, on_end, state, self._clock())
-        limit = self.limits.max_sessions
-        reason = f"session displaced: of {limit} it was idle longest (the option max_sessions)"
-        displaced = None
+    def add_places(self, session: SequenceSession, places: int) -> None:
+        """Give a session, which has a step in flight, that many places. See `check_inputs`."""
+        with self.lock:
+            added = places - session.places
+            if not session.is_open or added <= 0:
+                return
+            reason = self._displacement_reason
+            displaced = self._choose_displaced(session.owner, added)
+            for one in displaced:
+                self._remove(one, reason)
+            session.places = places
+            self._places[session.owner] += added
+        for one in displaced:
+            _end_for_server(one, "full", reason)
+
+    def _open(self, session: SequenceSession) -> SequenceSession:
+        model, owner, key = session.model, session.owner, session.key
+        reason = self._displacement_reason
         with self.lock:
             if key is not None and key in self._keyed:
                 raise AlreadyExistsError("session begun twice: it has not ended")
-            if len(self._sessions) >= limit:
-                displaced = self._find_displaceable()
-                self._remove(displaced, reason)
-            self._sessions[session] = None
+            if session.idle_timeout:
+                self._start_sweeper()
+            displaced = self._choose_displaced(owner, session.places)
+            for one in displaced:
+                self._remove(one, reason)
+            session.is_open = True
+            self._sessions.setdefault(owner, OrderedDict())[session] = None
+            self._places[owner] = self._places.get(owner, 0) + session.places
             if session.idle_timeout:
                 if session.idle_timeout < min(self._expiring, default=math.inf):
                     self._sweep_early.set()  # its interval is shorter
@@ -447,10 +478,9 @@ class SessionStore:
             if key is not None:
                 self._keyed[key] = session
                 self._end_reasons.pop(key, None)
-            self._start_sweeper()
         model.metrics.sessions.open_sessions.inc()
-        if displaced is not None:
-            _end_for_server(displaced, "full", reason)
+        for one in displaced:
+            _end_for_server(one, "full", reason)
         try:
             model.open_sessions.add(session)
         except UnavailableError:
@@ -460,33 +490,69 @@ class SessionStore:
             model.open_sessions.discard(session)
         return session
 
-    def _find_displaceable(self) -> SequenceSession:
-        """Return the session to end for a new one. Raises QueueFullError."""
-        min_idle = MIN_IDLE_SHARE * self.limits.idle_timeout
-        for session in self._list_idle(self._sessions, min_idle, count=1):
-            return session
-        raise QueueFullError(
-            f"too many sessions: {self.limits.max_sessions} are open and in use (expected fewer, "
-            "the option max_sessions)",
-            min_idle,
-        )
+    @property
+    def _displacement_reason(self) -> str:
+        limit = self.limits.max_sessions
+        return f"session displaced: of {limit} it was idle longest (the option max_sessions)"
 
-    def _list_idle(
-        self,
-        sessions: Iterable[SequenceSession],
-        seconds: float,
-        count: int = sys.maxsize,
-    ) -> list[SequenceSession]:
-        """Return those without a step for so long, and none in flight; the longest first."""
+    def _choose_displaced(self, owner: str, places: int) -> list[SequenceSession]:
+        """Return the sessions to end for further `places` of an owner. The lock must be held.
+
+        They are those idle longest of the owner that has most: so nobody takes those of others who
+        have fewer, or keeps all by using them.
+
+        Raises:
+            InvalidArgumentError: There never are so many.
+            QueueFullError: All are in use.
+        """
+        limit = self.limits.max_sessions
+        missing = sum(self._places.values()) + places - limit
+        if missing <= 0:
+            return []
+        if places > limit:
+            raise InvalidArgumentError(
+                f"session too large: {places} further rows (expected at most {limit}, the "
+                "option max_sessions)"
+            )
+        counts = {**self._places, owner: self._places.get(owner, 0) + places}
+        candidates: dict[str, Iterator[SequenceSession]] = {}
+        displaced: list[SequenceSession] = []
+        min_idle = MIN_IDLE_SHARE * self.limits.idle_timeout
+        while missing > 0:
+            largest = max(counts, key=lambda one: (counts[one], one == owner))
+            if largest not in candidates:
+                seconds = min_idle if largest == owner else 0.0
+                candidates[largest] = self._idle_sessions(self._sessions.get(largest, ()), seconds)
+            if (session := next(candidates[largest], None)) is None:
+                raise QueueFullError(
+                    f"too many sessions: {limit} are open and in use (expected fewer, the option "
+                    "max_sessions; one with several rows counts as that many)",
+                    min_idle,
+                )
+            displaced.append(session)
+            counts[largest] -= session.places
+            missing -= session.places
+        return displaced
+
+    def _idle_sessions(
+        self, sessions: Iterable[SequenceSession], seconds: float
+    ) -> Iterator[SequenceSession]:
+        """Yield those without a step for so long, and none in flight; the longest first."""
         end = self._clock() - seconds
         recent = takewhile(lambda session: session.last_use <= end, sessions)
-        return [*islice((session for session in recent if not session.busy), count)]
+        return (session for session in recent if not session.busy)
 
     def _remove(self, session: SequenceSession, reason: str) -> bool:
         """Remove a session, and return whether it was open. The lock must be held."""
-        if session not in self._sessions:
+        if not session.is_open:
             return False
-        del self._sessions[session]
+        session.is_open = False
+        session.end_reason = reason
+        sessions = self._sessions[session.owner]
+        del sessions[session]
+        self._places[session.owner] -= session.places
+        if not sessions:
+            del self._sessions[session.owner], self._places[session.owner]
         if session.idle_timeout:
             expiring = self._expiring[session.idle_timeout]
             del expiring[session]
@@ -505,9 +571,10 @@ class SessionStore:
         return "max_sequence_idle_microseconds of its config.pbtxt"
 
     def _start_sweeper(self) -> None:
-        if self._sweeper is None and self._expiring and not self._is_stopping:
-            self._sweeper = threading.Thread(target=self._sweep, name="sessions", daemon=True)
-            self._sweeper.start()
+        if self._sweeper is None and not self._is_stopping:
+            sweeper = threading.Thread(target=self._sweep, name="sessions", daemon=True)
+            sweeper.start()  # may fail, and the next session tries again
+            self._sweeper = sweeper
 
     def _sweep(self) -> None:
         """Sweep until there are no sessions that may expire."""
@@ -572,7 +639,6 @@ def _let_go(session: SequenceSession) -> None:
 def _end_for_server(session: SequenceSession, label: EvictionReason, reason: str) -> None:
     """Report to the caller of a session, which was removed, that the server has ended it."""
     on_end = session.on_end
-    session.end_reason = reason
     session.model.metrics.sessions.evictions[label].inc()
     _let_go(session)
     if on_end is not None:

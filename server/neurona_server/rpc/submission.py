@@ -84,7 +84,7 @@ class StepOwner(Protocol):
         """Check the rows of a step, whose inputs fit the model. Raises InvalidArgumentError."""
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Check the values of a step. Raises InvalidArgumentError."""
+        """Check the values of a step. Raises InvalidArgumentError and QueueFullError."""
 
     def new_step(self, *arguments: Any) -> "Submission":
         """Make the request of the arguments of `Submission`."""

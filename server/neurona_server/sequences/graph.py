@@ -17,6 +17,9 @@ READ_OUT_OPSET = 13
 
 STATE_COUNTS = {"RNN": 1, "GRU": 1, "LSTM": 2, "DynamicQuantizeLSTM": 2}
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
+KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Of the operators whose meaning is known."""
+
 LENGTHS_INPUT = 4  # of a recurrent node; its states follow
 _BRANCHES = ("Scan", "Loop", "If")
 
@@ -79,6 +82,8 @@ def find_obstacle(model: "ModelProto") -> str:
             return f"its operator {node.op_type} may look across steps"
     if any(_is_recurrent(node) for function in model.functions for node in function.node):
         return "its recurrent layers are inside functions"
+    if names := sorted({one.name for one in model.functions if one.domain in KNOWN_DOMAINS}):
+        return f"its function {names[0]} is called like an operator"
     return ""
 
 
@@ -127,6 +132,11 @@ def _is_recurrent(node: "NodeProto") -> bool:
 def find_opset(model: "ModelProto") -> int:
     versions = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
     return max(versions, default=1)
+
+
+def node_title(node: "NodeProto") -> str:
+    """Return what a node is called in reasons."""
+    return f"{node.op_type} {node.name!r}" if node.name else node.op_type
 
 
 def find_attribute(node: "NodeProto", name: str, default: Any) -> Any:

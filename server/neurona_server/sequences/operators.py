@@ -8,6 +8,8 @@ itself (https://onnx.ai/onnx/operators/), along the axes that they work on.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from neurona_server.sequences.graph import KNOWN_DOMAINS, find_attribute, node_title
+from neurona_server.sequences.padding_masks import PaddingMasks
 from neurona_server.sequences.tensor_axes import Axis, TensorAxes
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 _STEPS = {Axis.TIME, Axis.ROWS_AND_TIME}
 
-_BY_ELEMENT = {
+BY_ELEMENT = {
     *("Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "Cast"),
     *("CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "DequantizeLinear", "Div", "Dropout"),
     *("Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid"),
@@ -29,13 +31,11 @@ _BY_ELEMENT = {
 }
 """Operators that compute each element of the output from one of each input."""
 
-_MOVES = {"Expand", "Flatten", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+MOVES = {"Expand", "Flatten", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 """Operators that move elements only."""
 
 _SHAPES = {"ConstantOfShape", "Range", "Shape", "Size"}
 """Operators that read sizes only."""
-
-_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 _FLATTENED = {"Hardmax", "LogSoftmax", "Softmax"}
 _FLATTENED_BEFORE = 13
@@ -51,10 +51,9 @@ def find_operator_across_steps(
     axes: TensorAxes,
     opset: int,
     exempt: Collection[str],
-    *,
-    is_masked: bool,
-) -> str:
-    """Return the operator of a node that may look across steps, "" if there is none.
+    masks: PaddingMasks | None = None,
+) -> tuple[str, str]:
+    """Return the operators of nodes that may look across steps, "" if there are none.
 
     Args:
         model: The model.
@@ -62,17 +61,22 @@ def find_operator_across_steps(
         opset: The version of its operators.
         exempt: Outputs of the nodes that need not be looked at: the recurrent ones, and those that
             a rewrite replaces.
-        is_masked: Whether callers send lengths: then nodes that look at all steps may leave out
-            those behind the end of a row, which runs show.
+        masks: What is behind the ends of the rows, if callers send lengths.
+
+    Returns:
+        One that may look at what is behind the end of a row, and one that looks at all steps of a
+        row and no others.
     """
+    masked = ""
     for node in model.graph.node:
         if {*exempt} & {*node.output} or not any(_has_steps(axes, name) for name in node.input):
             continue
-        if is_masked and node.domain in _DOMAINS and node.op_type in _ACROSS_AXES:
+        if _handles_each_step(node, axes, opset):
             continue
-        if not _handles_each_step(node, axes, opset):
-            return f"{node.op_type} {node.name!r}" if node.name else node.op_type
-    return ""
+        if masks is None or not masks.leave_out_padding(node):
+            return node_title(node), ""
+        masked = masked or node_title(node)
+    return "", masked
 
 
 def _has_steps(axes: TensorAxes, tensor: str) -> bool:
@@ -84,18 +88,18 @@ def _handles_each_step(node: "NodeProto", axes: TensorAxes, opset: int) -> bool:
     from onnx import helper
 
     operator = node.op_type
-    if operator in _SHAPES or node.domain not in _DOMAINS:
-        return node.domain in _DOMAINS
+    if operator in _SHAPES or node.domain not in KNOWN_DOMAINS:
+        return node.domain in KNOWN_DOMAINS
     outputs = [axes.find(name) for name in node.output if name]
     if any(meanings is None or Axis.OTHER in meanings for meanings in outputs):
         return False
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    if operator == "Gather" and _reads_first_step(node, axes, attributes):
+    if operator == "Gather" and reads_first_step(node, axes):
         return True
     # An operator that reads all steps leaves no axis of them, or one of size 1.
     if not all(_STEPS & {*(meanings or ())} for meanings in outputs):
         return False
-    if operator in _BY_ELEMENT or operator in _MOVES:
+    if operator in BY_ELEMENT or operator in MOVES:
         return not attributes.get("training_mode")
     if operator in _FLATTENED and opset < _FLATTENED_BEFORE:
         attributes.setdefault("axis", 1)
@@ -105,10 +109,10 @@ def _handles_each_step(node: "NodeProto", axes: TensorAxes, opset: int) -> bool:
     return check is not None and check(node, axes, attributes)
 
 
-def _reads_first_step(node: "NodeProto", axes: TensorAxes, attributes: Attributes) -> bool:
+def reads_first_step(node: "NodeProto", axes: TensorAxes) -> bool:
     """Return whether a Gather reads step 0, which each row has."""
     meanings = axes.find(node.input[0]) or ()
-    axis = attributes.get("axis", 0)
+    axis = int(find_attribute(node, "axis", 0))
     is_time = -len(meanings) <= axis < len(meanings) and meanings[axis] is Axis.TIME
     return is_time and axes.is_constant(node.input[1], 0)
 
@@ -176,6 +180,8 @@ def _check_gather(node: "NodeProto", axes: TensorAxes, attributes: Attributes) -
 def _check_product(node: "NodeProto", axes: TensorAxes, attributes: Attributes) -> bool:
     """Check a product of matrices: the axis that is summed over, and steps of one factor only."""
     first, second = axes.find(node.input[0]), axes.find(node.input[1])
+    if attributes.get("transBatchA") or attributes.get("transBatchB"):
+        return False
     if not first or not second or bool(_STEPS & {*first}) == bool(_STEPS & {*second}):
         return False
     first_axis = -2 if attributes.get("transA") else -1
@@ -188,7 +194,8 @@ def _check_product(node: "NodeProto", axes: TensorAxes, attributes: Attributes) 
 def _check_batch_axis(node: "NodeProto", axes: TensorAxes, _: Attributes) -> bool:
     """Check a convolution or pooling, which handles each element of axis 0 by itself."""
     meanings = axes.find(node.input[0])
-    return meanings is not None and not _STEPS & {*meanings[1:]}
+    # The indices that a pooling returns are those in all of axis 0.
+    return meanings is not None and not _STEPS & {*meanings[1:]} and len(node.output) == 1
 
 
 _ACROSS_AXES: Mapping[str, _Check] = {

@@ -7,7 +7,7 @@ graph has one more input and one more output for the states of all of them besid
 Whatever is written here is proved by runs before it is used: see proof.py.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,12 @@ from neurona_server.sequences.graph import (
     OldOperatorsError,
     find_attribute,
     find_opset,
+    node_title,
     recurrent_nodes,
 )
-from neurona_server.sequences.operators import find_operator_across_steps
+from neurona_server.sequences.operators import find_operator_across_steps, reads_first_step
+from neurona_server.sequences.padding_masks import PaddingMasks
+from neurona_server.sequences.size_dependence import SizeDependence
 from neurona_server.sequences.tensor_axes import Axis, TensorAxes
 
 if TYPE_CHECKING:
@@ -33,14 +36,6 @@ if TYPE_CHECKING:
 
 NEXT_STATE = "neurona.next_state"
 """The output of a rewritten graph with the state after the last step of each row."""
-
-_SHAPE_INPUTS: Mapping[str, Collection[int]] = {
-    **dict.fromkeys(("Expand", "Gather", "GatherND", "Reshape", "Split", "Tile"), (1,)),
-    **dict.fromkeys(("CumSum", "ReverseSequence", "Squeeze", "TopK", "Unsqueeze"), (1,)),
-    "Slice": (1, 2, 3, 4),
-    **dict.fromkeys(STATE_COUNTS, (4, 5, 6)),
-}
-"""The inputs of operators that are shapes or indices, or that a rewrite takes care of."""
 
 _FLOATS = {np.dtype(np.float32): 1, np.dtype(np.float16): 10, np.dtype(np.float64): 11}
 """ONNX's numbers of element types."""
@@ -86,10 +81,10 @@ def rewrite(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    rewriter = _Rewriter(copy, axes, inputs, lengths)
+    rewriter = _Rewriter(copy, model.graph.node, axes, inputs, lengths)
     rewriter.add_lengths()
-    across = find_operator_across_steps(
-        model, axes, find_opset(model), rewriter.checked_outputs, is_masked=bool(lengths)
+    across, masked = find_operator_across_steps(
+        model, axes, find_opset(model), rewriter.checked_outputs, rewriter.find_masks()
     )
     if across:
         raise NotRewrittenError(f"its operator {across} may look across steps")
@@ -97,6 +92,8 @@ def rewrite(
     if node and not is_position:
         raise NotRewrittenError(f"its operator {node} depends on the number of steps")
     reason = rewriter.find_closed_state()
+    if masked and not reason:
+        reason = f"its operator {masked} looks at all steps of a sequence"
     if node and not reason:
         reason = f"its operator {node} depends on the position of a step"
     size = rewriter.open_state() if with_state and not reason else 0
@@ -109,6 +106,7 @@ class _Rewriter:
     def __init__(
         self,
         model: "ModelProto",
+        original_nodes: Collection["NodeProto"],
         axes: TensorAxes,
         inputs: Collection[str],
         lengths: Collection[str],
@@ -119,12 +117,12 @@ class _Rewriter:
         """Outputs of the nodes that look for the end of the sequences, all of which know it."""
 
         self._nodes = recurrent_nodes(model.graph)
-        self._original_nodes = []
-        for node in self._graph.node:
-            copy = type(node)()
-            copy.CopyFrom(node)
-            self._original_nodes.append(copy)
-        self._producers = {name: node for node in self._graph.node for name in node.output if name}
+        self._original_nodes = original_nodes
+        self._producers = {name: node for node in original_nodes for name in node.output if name}
+        self._sizes = SizeDependence(original_nodes, axes, inputs)
+        self._from_end: set[str] = set()
+        """Outputs of nodes that reverse each row."""
+
         self._count = 0
         self._wide_lengths = ""
 
@@ -138,7 +136,7 @@ class _Rewriter:
         for node in self._nodes:
             meanings = self._axes.find(node.input[0])
             if meanings is None or meanings[:2] != (Axis.TIME, Axis.ROWS):
-                raise NotRewrittenError(f"its layer {_title(node)} reads the rows one by one")
+                raise NotRewrittenError(f"its layer {node_title(node)} reads the rows one by one")
             self.checked_outputs.update(node.output)
             _extend(node.input, LENGTHS_INPUT + 1)
             lengths = node.input[LENGTHS_INPUT]
@@ -155,64 +153,69 @@ class _Rewriter:
             elif node.op_type == "ReverseSequence":
                 if self._is_all_steps(node.input[1]):
                     node.input[1] = self._lengths_as_int64()
-                    self.checked_outputs.update(node.output)
-                elif self._sources(node.input[1]) <= self._lengths:
-                    self.checked_outputs.update(node.output)
+                elif not self._reads_lengths_of_callers(node.input[1]):
+                    continue
+                self.checked_outputs.update(node.output)
+                self._from_end.update(node.output)
+
+    def _reads_lengths_of_callers(self, tensor: str) -> bool:
+        sources = self._sources(tensor)
+        return bool(sources) and sources <= self._lengths
 
     def find_closed_state(self) -> str:
         """Return why the state cannot be opened, "" if it can."""
         for node in self._nodes:
             direction = find_attribute(node, "direction", b"forward")
             if direction != b"forward":
-                return f"its layer {_title(node)} reads sequences from their end"
+                return f"its layer {node_title(node)} reads sequences from their end"
             for name in self._initial_states(node):
                 sources = self._sources(name) if name else ()
                 if sources:
                     names = ", ".join(map(repr, sorted(sources)))
-                    return f"the state of its layer {_title(node)} begins with values of {names}"
+                    return (
+                        f"the state of its layer {node_title(node)} begins with values of {names}"
+                    )
                 if name and not self._axes.values(name):
-                    return f"the state of its layer {_title(node)} begins with unknown values"
+                    return f"the state of its layer {node_title(node)} begins with unknown values"
+        return self._find_use_of_the_whole()
+
+    def _find_use_of_the_whole(self) -> str:
+        """Return what needs a whole sequence before the answer to a step of it, "" if nothing."""
+        whole: set[str] = set()
+        for node in self._original_nodes:
+            outputs = [name for name in node.output if name]
+            if self._from_end & {*outputs}:
+                return f"its operator {node_title(node)} reads sequences from their end"
+            if node.op_type == "Gather" and reads_first_step(node, self._axes):
+                return f"its operator {node_title(node)} reads the first step"
+            has_steps = any(Axis.TIME in (self._axes.find(name) or ()) for name in outputs)
+            if whole & {*node.input} and has_steps:
+                return f"its operator {node_title(node)} combines steps with what follows them"
+            if node.op_type in STATE_COUNTS:
+                whole.update(node.output[1:])
+            elif whole & {*node.input} or self.checked_outputs & {*outputs}:
+                whole.update(outputs)
+        whole.discard("")
         return ""
+
+    def find_masks(self) -> PaddingMasks | None:
+        """Return what is behind the ends of rows, None if callers send no lengths."""
+        if not self._lengths:
+            return None
+        return PaddingMasks(self._original_nodes, self._axes, self._lengths, self._sources)
 
     def find_size_dependence(self) -> tuple[str, bool]:
         """Return a node that computes with the number of steps or of rows, "" if there is none.
 
-        Shapes and indices do not count. The second value is whether it is the position of each step
-        that is computed with, which is right for the whole of a sequence only.
+        See `SizeDependence.find`.
         """
-        dependent = {*self._inputs}
-        positional = ""
-        for node in self._original_nodes:
-            if node.op_type in ("Shape", "Size") or not dependent & {*node.input}:
-                continue
-            dependent.update(node.output)
-            shapes = _SHAPE_INPUTS.get(node.op_type, ())
-            for index, name in enumerate(node.input):
-                if not name or name in dependent or index in shapes or not self._varies(name):
-                    continue
-                if Axis.TIME not in (self._axes.find(name) or ()):
-                    return _title(node), False
-                positional = positional or _title(node)
-        return positional, True
 
-    def _varies(self, tensor: str) -> bool:
-        """Return whether a tensor is another one for other numbers of rows or steps."""
-        arrays, meanings = self._axes.values(tensor), self._axes.find(tensor)
-        if arrays and all(array is arrays[0] for array in arrays):  # an initialiser
-            return False
-        if meanings is None:
-            return True
-        free = [axis for axis, meaning in enumerate(meanings) if meaning is not Axis.FIXED]
-        parts = []
-        for array in arrays:
-            part = array
-            for axis in free:
-                first = part.take([0], axis)
-                if not np.array_equal(np.broadcast_to(first, part.shape), part):
-                    return True
-                part = first
-            parts.append(part)
-        return any(not np.array_equal(part, parts[0]) for part in parts)
+        def is_replaced(node: "NodeProto", index: int) -> bool:
+            if node.op_type in STATE_COUNTS:
+                return index == LENGTHS_INPUT and self._is_all_steps(node.input[index])
+            return bool(self.checked_outputs & {*node.output})
+
+        return self._sizes.find(is_replaced)
 
     def open_state(self) -> int:
         """Make the states of all recurrent nodes an input and an output; return their size."""
@@ -258,7 +261,7 @@ class _Rewriter:
 
     def _is_all_steps(self, tensor: str) -> bool:
         """Return whether lengths are computed from the shape of the sequences, as all steps."""
-        return self._axes.is_steps(tensor) and not self._sources(tensor)
+        return self._axes.is_steps(tensor) and self._sizes.is_linear(tensor)
 
     def _sources(self, tensor: str) -> set[str]:
         """Return the inputs of the model whose values, not only shapes, a tensor depends on."""
@@ -291,7 +294,7 @@ class _Rewriter:
         axis = self._time_axis(node.input[0], int(find_attribute(node, "axis", 0)))
         indices = node.input[1]
         shapes = {array.shape for array in self._axes.values(indices)}
-        if axis is None or len(shapes) != 1 or not shapes <= {(), (1,)} or self._sources(indices):
+        if axis is None or len(shapes) != 1 or not shapes <= {(), (1,)}:
             return None
         return axis if self._is_last(indices) else None
 
@@ -307,7 +310,7 @@ class _Rewriter:
                     raise OldOperatorsError("it reads the last step with an old operator")
             return None
         names = [*node.input, "", ""][1:5]
-        if any(self._sources(name) for name in names if name):
+        if not all(self._sizes.is_linear(name) for name in names if name):
             return None
         ends = self._axes.values(names[1])
         slices = self._axes.values(names[2]) if names[2] else [np.array([0])]
@@ -321,7 +324,7 @@ class _Rewriter:
 
     def _reverse_own_steps(self, node: "NodeProto") -> None:
         """Replace a Slice that reverses all steps by one that reverses each row's own."""
-        if len(node.input) != 5 or any(self._sources(name) for name in node.input[1:]):
+        if len(node.input) != 5 or not all(map(self._sizes.is_linear, node.input[1:])):
             return
         first, last, axis, step = (self._axes.values(name) for name in node.input[1:])
         meanings = self._axes.find(node.input[0])
@@ -340,9 +343,11 @@ class _Rewriter:
         for name, value in (("time_axis", time_axis), ("batch_axis", rows_axis)):
             node.attribute.append(_integer(name, value))
         self.checked_outputs.update(node.output)
+        self._from_end.update(node.output)
 
     def _is_last(self, index: str) -> bool:
-        return self._axes.is_constant(index, -1) or self._axes.is_steps(index, -1)
+        is_last = self._axes.is_constant(index, -1) or self._axes.is_steps(index, -1)
+        return is_last and self._sizes.is_linear(index)
 
     def _time_axis(self, tensor: str, axis: int) -> int | None:
         """Return an axis, not negative, if it has the steps of a tensor that has rows, too."""
@@ -436,10 +441,6 @@ def _integer(name: str, value: int) -> "AttributeProto":
     from onnx import helper
 
     return helper.make_attribute(name, value)
-
-
-def _title(node: "NodeProto") -> str:
-    return f"{node.op_type} {node.name!r}" if node.name else node.op_type
 
 
 def _extend(names: Any, count: int) -> None:

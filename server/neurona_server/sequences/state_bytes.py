@@ -28,6 +28,9 @@ FORMAT = b"NRS\x01"
 DIGEST_BYTES = 16
 """Bytes of the digest of a model's files, and of the checksum."""
 
+MAX_STEPS = 1 << 62
+"""Steps of a state that are accepted: no session adds so many that 8 bytes do not hold them."""
+
 _LENGTH = struct.Struct("<4sQ")
 _ORIGIN = struct.Struct(f"<{DIGEST_BYTES}sq")
 _COUNTS = struct.Struct("<QII")
@@ -130,6 +133,10 @@ class StateCodec:
             raise InvalidArgumentError(
                 f"state of another file: {model!r} version {version} had another content then "
                 "(expected a state of the file that is served)"
+            )
+        if steps > MAX_STEPS:
+            raise InvalidArgumentError(
+                f"state invalid: it is that after {steps} steps (expected at most {MAX_STEPS})"
             )
         if size != self._size or rows < 1 or len(content) - offset != 4 * rows * size:
             raise InvalidArgumentError(

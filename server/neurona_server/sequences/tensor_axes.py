@@ -7,6 +7,7 @@ That also covers shapes that are computed inside the graph, which declarations l
 
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,6 +123,7 @@ def find_time_axes(
         return {name: int(np.shape(tensors[name])[0]) for name in sequences}
 
     before = count_steps(())
+    groups = _ungroup(groups, count_steps)
     tied: list[FreeAxis] = []
     changing: list[Collection[FreeAxis]] = []
     for group in groups:
@@ -150,3 +152,20 @@ def find_time_axes(
             raise UnknownAxesError(f"input {name!r} has several axes with the number of steps")
         axes[name] = axis
     return axes
+
+
+def _ungroup(
+    groups: Sequence[Collection[FreeAxis]], run: Callable[[Collection[FreeAxis]], object]
+) -> list[Collection[FreeAxis]]:
+    """Return the groups without axes that have a name in common, but may differ in size."""
+    ungrouped: list[Collection[FreeAxis]] = []
+    for group in groups:
+        single: set[FreeAxis] = set()
+        for axis in group if len(group) > 1 else ():
+            with suppress(Exception):  # it must be changed together with another one
+                run([axis])
+                single.add(axis)
+        ungrouped.extend([axis] for axis in single)
+        if rest := [axis for axis in group if axis not in single]:
+            ungrouped.append(rest)
+    return ungrouped

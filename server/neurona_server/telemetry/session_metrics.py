@@ -32,8 +32,8 @@ class SessionMetrics:
         self.evictions = Counter(
             "neurona_sessions_evicted",
             "Sessions that the server has ended, by reason: idle (longer than "
-            "session_idle_timeout_s), full (the one idle longest, when there were max_sessions), "
-            "unloaded (its version, after session_drain_seconds).",
+            "session_idle_timeout_s), full (one idle longest of the token with most, when there "
+            "were max_sessions), unloaded (its version, after session_drain_seconds).",
             (*version_labels, "reason"),
             registry=registry,
         )

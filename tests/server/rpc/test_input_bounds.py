@@ -244,9 +244,9 @@ def test_a_length_that_no_sequence_has_is_named(server, rejection, model, wrong)
     assert good.result().outputs
 
 
-def test_an_empty_sequence_is_for_models_that_do_not_say_otherwise(server, rejection):
-    assert server.prediction.Predict(sequences([0, 1], "foreign")).outputs
-    code, details = rejection(server.prediction.Predict, sequences([0, 1], "lstm"))
+@pytest.mark.parametrize("model", ["foreign", "lstm"])
+def test_an_empty_sequence_is_rejected(server, rejection, model):
+    code, details = rejection(server.prediction.Predict, sequences([0, 1], model))
     assert code == "INVALID_ARGUMENT"
     assert "row 0: length 0 (expected 1 to 5" in details
 

@@ -10,6 +10,7 @@ from neurona_server.rpc.transports.listener import ListenerOptions
 WITH_TENSORS = {
     *[f"/neurona.v1.Prediction/{name}" for name in ("Predict", "Classify", "Regress")],
     "/neurona.v1.Prediction/PredictStream",
+    "/neurona.v1.Prediction/Session",
     *[f"/inference.GRPCInferenceService/Model{name}" for name in ("Infer", "StreamInfer")],
     "/inference.GRPCInferenceService/RepositoryModelLoad",  # files of a model
 }

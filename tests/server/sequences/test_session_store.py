@@ -20,9 +20,11 @@ from neurona_server.errors import (
     AlreadyExistsError,
     CancelledError,
     DeadlineExceededError,
+    InvalidArgumentError,
     QueueFullError,
     UnavailableError,
 )
+from neurona_server.models.lifecycle.drains import DrainPool
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
@@ -30,6 +32,7 @@ from neurona_server.rpc import sessions
 from neurona_server.rpc.sessions import SessionLimits, SessionStore
 from neurona_server.rpc.submission import ParsedRequest, submit
 from neurona_server.rpc.worker_pool import WorkerPool
+from neurona_server.sequences.state_bytes import SequenceState
 from neurona_server.telemetry.metrics import Metrics
 
 SIZE = 5
@@ -82,6 +85,91 @@ def test_the_session_idle_longest_ends_for_a_new_one(store, clock, model):
     for one in (first, third, fourth):
         one.close()
     assert len(store) == len(model.open_sessions) == 0
+
+
+def test_the_owner_of_most_sessions_makes_room_for_others(store, clock, model):
+    """Nobody displaces those of who has fewer, or keeps all places by using them."""
+    quiet = opened(store, model, owner="ann")
+    clock.now += 90
+    first, second = (opened(store, model, owner="ben") for _ in range(2))
+    with pytest.raises(QueueFullError):  # its own are in use
+        opened(store, model, owner="ben")
+    other = opened(store, model, owner="eve")
+    assert [one.is_open for one in (quiet, first, second)] == [True, False, True]
+    second.claim()
+    with pytest.raises(QueueFullError):
+        opened(store, model, owner="eve")
+    clock.now += 10
+    again = opened(store, model, owner="eve")
+    assert [one.is_open for one in (quiet, second, other)] == [True, True, False]
+    for one in (quiet, second, again):
+        one.close()
+    assert not store._sessions
+    assert not store._places
+
+
+def test_a_session_has_a_place_for_each_row(store, clock, model):
+    other, several = opened(store, model), opened(store, model)
+
+    def of_rows(rows):
+        return {"steps": np.zeros((rows, 1, FEATURES), np.float32)}
+
+    several.claim()
+    several.check_inputs(of_rows(2))
+    several.check_inputs(of_rows(1))  # the first step has failed
+    with pytest.raises(QueueFullError, match="one with several rows counts as that many"):
+        opened(store, model)
+    with pytest.raises(InvalidArgumentError, match=r"too large: 7 further rows \(expected at most"):
+        several.check_inputs(of_rows(9))
+    clock.now += 10
+    several.check_inputs(of_rows(3))
+    assert [one.is_open for one in (other, several)] == [False, True]
+    several.release()
+    clock.now += 10
+    state = model.state_codec.encode(SequenceState(np.zeros((2, model.sequences.state_size)), 1))
+    imported = opened(store, model, state=state)
+    assert not several.is_open
+    assert opened(store, model).is_open
+    assert imported.is_open
+    clock.now += 10
+    assert [opened(store, model).is_open, imported.is_open] == [True, False]
+    store.sweep()
+    clock.now += 100
+    store.sweep()
+    assert not store._places
+
+
+def test_a_server_that_stops_waits_for_no_session(store, model):
+    """Not either for those of a version whose drain begins late."""
+    versions = [
+        Model(ModelSource("gru", number, model.path), ModelOptions(), model.registry)
+        for number in (2, 3)
+    ]
+    for version in versions:
+        version.start()
+    drains = DrainPool(5.0, session_timeout=60.0)
+    sessions = [opened(store, version) for version in versions]
+    futures = drains.start_drains(versions[:1])
+    assert sessions[0].is_open
+    drains.end_sessions("session ended: the server stops")
+    for future in (*futures, *drains.start_drains(versions[1:])):
+        future.result(20)
+    assert all(session.end_reason.startswith("session ended: ") for session in sessions)
+
+
+def test_without_a_thread_that_ends_idle_sessions_none_begins(store, model, monkeypatch):
+    def fail(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            opened(store, model)
+    assert not len(store)
+    session = opened(store, model)
+    assert store._sweeper.is_alive()
+    session.close()
+    store.stop()
 
 
 def test_an_idle_session_expires_and_one_with_a_step_in_flight_does_not(store, clock, model):

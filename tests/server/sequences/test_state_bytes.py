@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from neurona_server.errors import InvalidArgumentError
-from neurona_server.sequences.state_bytes import SequenceState, StateCodec
+from neurona_server.sequences.state_bytes import MAX_STEPS, SequenceState, StateCodec
 
 DIGEST = bytes(range(16))
 STATE = SequenceState(np.arange(6, dtype=np.float32).reshape(2, 3), 7)
@@ -22,7 +22,7 @@ def codec(model="lstm", version=3, digest=DIGEST, size=3):
 
 @given(
     arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9)),
-    st.integers(0, 2**64 - 1),
+    st.integers(0, MAX_STEPS),
     st.text(min_size=1, max_size=20),
 )
 def test_a_state_is_read_as_it_was_written(values, steps, name):
@@ -83,4 +83,11 @@ def test_a_forged_number_of_rows_reads_nothing_beyond_the_bytes(rows):
     content[44:48] = struct.pack("<I", rows)
     forged = bytes(content) + blake2b(content, digest_size=16).digest()
     with pytest.raises(InvalidArgumentError, match=f"state invalid: {rows} rows"):
+        codec().decode(forged)
+
+
+@pytest.mark.parametrize("steps", [MAX_STEPS + 1, 2**64 - 1])
+def test_a_forged_number_of_steps_leaves_room_for_more(steps):
+    forged = codec().encode(SequenceState(STATE.values, steps))
+    with pytest.raises(InvalidArgumentError, match=f"state invalid: it is that after {steps} st"):
         codec().decode(forged)

@@ -22,6 +22,7 @@ class DrainPool:
         """Seconds before that in which the sessions of a model may end by themselves."""
 
         self._draining: dict[Model, None] = {}
+        self._waits_for_sessions = True
 
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -40,8 +41,9 @@ class DrainPool:
             return [thread for thread in self._threads if thread.is_alive()]
 
     def end_sessions(self, reason: str) -> None:
-        """End the sessions that models wait for."""
+        """End the sessions that models wait for, and wait for none from now on."""
         with self._lock:
+            self._waits_for_sessions = False
             draining = [*self._draining]
         for model in draining:
             model.open_sessions.end_all(reason)
@@ -49,8 +51,10 @@ class DrainPool:
     def _drain(self, future: Future[None], model: Model) -> None:
         with self._lock:
             self._draining[model] = None
+            waits_for_sessions = self._waits_for_sessions
         try:
-            model.drain_sessions(self.session_timeout)
+            if waits_for_sessions:
+                model.drain_sessions(self.session_timeout)
             if model.drain(self.timeout):
                 self._close(model)
             else:

@@ -88,6 +88,9 @@ class DeclaredSession(IdentifiedSession):
             self._batching, step.sequence_id, states, rows, starts=step.starts, ends=step.ends
         )
 
+    def _count_input_rows(self, inputs: Inputs) -> int:
+        return len(next(iter(inputs.values()))) if self.model.has_batch_axis else 1
+
     def check_rows(self, input_types: Mapping[str, TensorType]) -> None:
         """Do nothing: `step_inputs` has checked them."""
 

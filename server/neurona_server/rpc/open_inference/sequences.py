@@ -258,7 +258,7 @@ class Sequences:
         if isinstance(before, IdentifiedSession) and before.is_ending:
             self._store.forget_key(before)
         try:
-            session = self._store.open(resolve, key=key, new_session=new_session)
+            session = self._store.open(resolve, owner=key.owner, key=key, new_session=new_session)
         except AlreadyExistsError:
             raise AlreadyExistsError(
                 f"inference request for sequence {_shown(key.sequence_id)} to model "

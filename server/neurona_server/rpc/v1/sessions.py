@@ -121,7 +121,9 @@ class Sessions:
         try:
             if (priority := PRIORITIES.get(start.priority)) is None:
                 raise InvalidArgumentError(f"priority is {start.priority} (expected 0, 1 or 2)")
-            session = self._store.open(resolve, on_end=on_end, state=start.state)
+            session = self._store.open(
+                resolve, owner=call.grant.name, on_end=on_end, state=start.state
+            )
         except NeuronaError as error:
             self.metrics.unresolved[error.outcome].inc()
             self.metrics.record_rejection(error)
@@ -198,7 +200,9 @@ class SessionStream:
             message = self._ready.pop(0)
             self._window.release(len(message))
             return message
-        if self._draining and self._is_idle and not self._half_closed and self._session:
+        if self._half_closed and self._is_idle:  # its caller has ended it, and has all responses
+            return None
+        if self._draining and self._is_idle and self._session:
             self._end_reason = self._end_reason or CLOSING
         if self._end_reason and not self._is_running:
             return self._take_last_message()

@@ -31,6 +31,7 @@ max_queue_bytes = 1000
 max_delay_ms = 2
 latency_objective_ms = 12.5
 inline = "never"
+sequence_batching = "ragged"
 max_run_seconds = 30.5
 instances = 2
 threads = 3
@@ -88,6 +89,7 @@ def test_every_key(read):
         max_delay_ms=2.0,
         latency_objective_ms=12.5,
         inline="never",
+        sequence_batching="ragged",
         max_run_seconds=30.5,
         instances=2,
         threads=3,
@@ -106,6 +108,7 @@ def test_every_key(read):
 def test_overrides_have_the_names_of_server_options():
     overrides = {"max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_delay_ms"}
     overrides |= {"latency_objective_ms", "inline", "max_run_seconds", "instances", "threads"}
+    overrides |= {"sequence_batching"}
     assert overrides <= set(Config.__struct_fields__)
 
 

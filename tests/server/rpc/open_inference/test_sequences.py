@@ -388,7 +388,8 @@ def send_steps(server, count, sequence_id=5):
 
 
 def arrived_steps(server):
-    return sum([session.arrived_steps for session in [*server.sessions._sessions]])
+    of_owners = server.sessions._sessions.values()
+    return sum([session.arrived_steps for sessions in [*of_owners] for session in [*sessions]])
 
 
 def test_steps_at_once_run_in_their_order(waiting_server):

@@ -370,6 +370,21 @@ def test_a_caller_that_leaves_frees_its_session_and_its_step(make_server, wait_u
     assert server.count("queue_rows", **VERSION) == 0
 
 
+def test_a_session_that_its_caller_has_ended_is_not_ended_by_the_server(make_server, wait_until):
+    server = make_server(start_models=False)
+    caller = Caller(server)
+    caller.send(sequence(12))
+    caller.close()
+    wait_until(lambda: server.count("queue_rows", **VERSION) == 1)
+    time.sleep(0.1)  # until the end of the caller's messages is there
+    model = server.registry.resolve("lstm", 1)
+    assert model.open_sessions.end_all("unloaded") == 1
+    model.start()
+    answer(caller.receive())
+    assert list(caller.responses) == []
+    assert caller.responses.code().name == "OK"
+
+
 def test_an_idle_session_ends_and_its_caller_gets_the_state(make_server, expected):
     clock = Clock()
     server = make_server(sessions=SessionStore(SessionLimits(idle_timeout=20), clock))
