@@ -37,6 +37,8 @@ def test_an_empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not has_cuda_driver()
     assert facts.driver_error is not None
     assert facts.driver_error.code == LIBRARY_MISSING
+    # What callers hold, such as sessions, would not be freed.
+    assert (facts.driver_error.__traceback__, facts.driver_error.__context__) == (None, None)
     assert (facts.kernel_module, facts.driver_library, facts.devices) == ("", "", ())
     assert (facts.hardware, facts.device_files, facts.container) == (False, False, False)
     assert facts.missing_libraries == ()  # not looked for without a driver
