@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+from neurona_server.batching.batch import RequestSlots
 from neurona_server.batching.cost_model import CostModel
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
@@ -155,6 +156,8 @@ class Admission:
         self._cost_model = cost_model
         self._clock = clock
         self.instances = instances
+        self.slots: Sequence[RequestSlots] = ()
+        """Those of the instances, if requests need several runs."""
         self._running: set[RunningEstimate] = set()
         # A batch takes longer than its run: inputs are joined, responses written, CPUs shared.
         self._stretch = 1.0
@@ -188,7 +191,7 @@ class Admission:
                 f"(expected at least the predicted run time of {_ms(alone)})"
             )
         busy = self._busy_seconds(now)
-        if not busy and not self._queue.rows:
+        if not busy and not self._queue.rows and not self.slots:
             return
         priority, margin = request.priority, self._margins.margin
         full = self._cost_model.predict(max(request.rows, limit), group)
@@ -196,7 +199,7 @@ class Admission:
         # A level gets its share of the turns at least: most requests need no further prediction.
         waiting = self._queue.backlog_seconds() + 2 * full
         longest = busy + waiting * self._stretch * ALL_WEIGHTS / WEIGHTS[Priority.LOW]
-        if longest + full + margin(priority, allowed) < allowed:
+        if not self.slots and longest + full + margin(priority, allowed) < allowed:
             return
         wait, other_rows = self._predict_start(priority, group, request.rows, now, busy)
         run = self._cost_model.predict(
@@ -236,13 +239,17 @@ class Admission:
     def observe_waits(
         self, expired: Sequence[Request], requests: Sequence[Request], run: float
     ) -> None:
-        """Learn from the waits of requests whose batch starts now and takes `run` seconds."""
+        """Learn from the waits of requests whose batch starts now and takes `run` seconds.
+
+        Some may have expired since theirs started, which took as long.
+        """
         if not self._is_learning:
             return
         now = self._clock()
         latest_arrival = -math.inf
         if (objective := self._policy.latency_objective) is not None:
-            full = self._cost_model.predict(self._queue.max_batch_rows, requests[0].group)
+            group = (*requests, *expired)[0].group
+            full = self._cost_model.predict(self._queue.max_batch_rows, group)
             latest_arrival = now - max(objective, 2 * full)
         started: dict[Priority, int] = {}
         late: dict[Priority, list[float]] = {}
@@ -286,6 +293,13 @@ class Admission:
 
         `busy` are the seconds until an instance is idle.
         """
+        if self.slots and (slots := [*self.slots]):
+            waiting = self._queue.rows
+            ahead = [one.look_ahead(waiting + rows, group, priority) for one in slots]
+            seconds, run_rows = min(ahead)
+            if waiting + rows > sum([max(0, one.room) for one in slots]):
+                seconds += self._queue.backlog_seconds() / self.instances
+            return max(busy, seconds * self._stretch), max(0, run_rows - rows)
         if not busy and not self._queue.rows:
             return 0.0, 0
         work = self._queue.work_ahead(priority, group, rows)

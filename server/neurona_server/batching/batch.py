@@ -92,6 +92,9 @@ class Batch:
     slots: "RequestSlots | None" = None
     """Where its requests are, if they need several runs."""
 
+    instance_slots: "RequestSlots | None" = None
+    """The slots of the instance that runs it, if it has some."""
+
     # Not set before it runs: they would make every batch slower.
     estimate: Any = field(init=False)
     """What admission expects of its run, a `RunningEstimate`."""
@@ -363,8 +366,18 @@ class RequestSlots(RowJoiner, Protocol):
         """All in the slots; some may be finished."""
 
     @property
+    def rows(self) -> int:
+        """The rows of these requests. From any thread."""
+
+    @property
     def room(self) -> int:
         """The rows that may join, 0 or less if there is no room."""
+
+    def look_ahead(self, rows: int, group: Hashable, priority: Priority) -> tuple[float, int]:
+        """Return the predicted seconds until so many rows more run, and the rows of their runs.
+
+        With None for the group, those of a request that runs after all others. From any thread.
+        """
 
     def pop_ended(self) -> Sequence[Request]:
         """Return, once, the requests that have ended with the run that was split last."""

@@ -163,6 +163,7 @@ class Batcher:
         self._threads: list[threading.Thread] = []
         self._new_slots: Callable[[], RequestSlots] | None = None
         self._slots: list[RequestSlots] = []  # of the threads
+        self.admission.slots = self._slots
         self._batched = batched
         self._clock = clock
         self._tracer = tracer
@@ -279,21 +280,30 @@ class Batcher:
                         return
             except DeviceLostError as error:  # all of its devices
                 self._fail_waiting(error)
-                for request in slots.requests:
-                    request.fail(error)
-                slots.next_requests(0)
+                slots = self._replace_slots(slots, error)
+            except Exception:  # a bug, or no memory: the thread must keep running
+                log.exception("%s: the requests of an instance could not run", self.name)
+                slots = self._replace_slots(slots, ModelFailedError())
         self._slots.remove(slots)
+
+    def _replace_slots(self, slots: RequestSlots, error: NeuronaError) -> RequestSlots:
+        """Fail all requests in the slots of a thread, and return empty ones for it."""
+        requests = slots.requests
+        assert self._new_slots is not None  # noqa: S101  for the type checker
+        self._slots[self._slots.index(slots)] = new_slots = self._new_slots()
+        for request in requests:
+            request.fail(error)
+        return new_slots
 
     def _run_slots(self, slots: RequestSlots, turn: DeviceTurn) -> bool:
         """Run the slots once; return False if this thread was abandoned in the run."""
         for batch in self._fill_slots(slots):
-            batch.turn = turn
+            batch.turn, batch.instance_slots = turn, slots
             turn.batches += 1
             if turn.device != CPU:
                 batch.thread = threading.current_thread()
             self.process(batch, turn.new_run)
             if batch.abandoned:
-                self._slots.remove(slots)
                 return False
         return True
 
@@ -302,7 +312,9 @@ class Batcher:
 
         Those are one that has no place in the slots, if there is one, and the run of the slots.
         """
-        while slots.room > 0 and (batch := self.queue.take_batch(max_rows=slots.room)) is not None:
+        while (room := self._room(slots)) > 0 and (
+            batch := self.queue.take_batch(max_rows=room)
+        ) is not None:
             if batch.is_rerun or not batch.requests or not self._move_into(slots, batch):
                 yield batch
                 break
@@ -313,6 +325,13 @@ class Batcher:
                 self._unfinished(batch, slots.requests, self._clock())
             yield batch
 
+    def _room(self, slots: RequestSlots) -> int:
+        """Return the rows that may join: no more than a run has while another instance is idle."""
+        room = slots.room
+        if any(not one.rows for one in self._slots if one is not slots):
+            room = min(room, self.queue.max_batch_rows - slots.rows)
+        return room
+
     def _move_into(self, slots: RequestSlots, batch: Batch) -> bool:
         """Move the requests of a batch into slots; return False if they must run by themselves."""
         try:
@@ -320,8 +339,8 @@ class Batcher:
                 return False
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
-            group = self.joiner.group(batch.requests)
-            self._record_wait(batch, self.cost_model.predict(batch.rows, group))
+            first = batch.requests[0]  # they do not run until the longest one has ended
+            self._record_wait(batch, self.cost_model.predict(first.rows, first.group))
         except Exception:  # a bug, or no memory: the thread must keep running
             log.exception("%s: requests could not join a run", self.name)
             for request in [*batch.expired, *batch.requests]:
@@ -649,8 +668,11 @@ class Batcher:
             if self._stop_error is not None:
                 request.fail(self._stop_error)
             elif request.deadline <= now:
-                expired = EXPIRED_IN_QUEUE if batch.slots is None else EXPIRED_IN_RUN
-                request.fail(DeadlineExceededError(expired))
+                if batch.slots is None:
+                    request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
+                elif request.fail(DeadlineExceededError(EXPIRED_IN_RUN)):
+                    run = self.cost_model.predict(request.rows, request.group)
+                    self.admission.observe_waits([request], (), run)
         return [request for request in requests if not request.finished]
 
     def _reject_invalid(
@@ -733,8 +755,12 @@ class Batcher:
             if (thread := getattr(batch, "thread", None)) in self._threads:
                 self._threads.remove(thread)
                 self._start_instance()
-            requests = batch.requests if batch.slots is None else [*batch.slots.requests]
-            self._run_elsewhere(batch, requests, DeviceLostError(batch.turn.device, reason))
+            error = DeviceLostError(batch.turn.device, reason)
+            self._run_elsewhere(batch, batch.requests, error)
+            if (slots := batch.instance_slots) is not None:
+                self._slots.remove(slots)  # or they would be taken for those of an idle instance
+                others = [one for one in slots.requests if one not in batch.requests]
+                self._run_elsewhere(Batch(others), others, error)
 
     def _fail_waiting(self, error: NeuronaError) -> None:
         for request in self.queue.clear():
@@ -745,13 +771,13 @@ class Batcher:
         unfinished = [request for request in requests if not request.finished]
         if batch.slots is not None:
             batch.slots.remove(requests)
-        if unfinished:
-            again = Batch(unfinished, is_rerun=True)
+        for part in _limit_rows(unfinished, self.queue.max_batch_rows):  # slots have many rows
+            again = Batch(part, is_rerun=True)
             if batch.device_failures is not None:
                 again.device_failures = DeviceFailures(losses=batch.device_failures.losses)
             self.queue.put_back(again)
-            if self.queue.closed and self._threads:  # the instances may have ended
-                self._start_instance()
+        if unfinished and self.queue.closed and self._threads:  # the instances may have ended
+            self._start_instance()
 
     def _run(self, batch: Batch, requests: Sequence[Request], run: Run) -> Sequence[Outputs]:
         """Return the outputs of each request; in slots, of each that has ended.
@@ -790,6 +816,19 @@ class Batcher:
         self._inline.observe(seconds)
         self.tune()
         return outputs
+
+
+def _limit_rows(requests: Sequence[Request], max_rows: int) -> list[list[Request]]:
+    """Return the requests in as many parts as needed, each with at most so many rows."""
+    parts: list[list[Request]] = []
+    rows = 0
+    for request in requests:
+        rows += request.rows
+        if not parts or rows > max_rows:
+            parts.append([])
+            rows = request.rows
+        parts[-1].append(request)
+    return parts
 
 
 def _accepts_all(check: AnswerCheck, outputs: Sequence[Outputs]) -> bool:

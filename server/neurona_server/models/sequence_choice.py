@@ -105,14 +105,17 @@ def choose_sequence_batching(
     choice = SequenceBatchingChoice(RAGGED, BY_OPTION)
     if option != "ragged":
         choice = _choose_ragged_or_cellular(batcher, form, signature, option, run)
-    if choice.method == CELLULAR:
+    costs = batcher.cost_model
+    if choice.method == CELLULAR and isinstance(costs, SequenceCostModel):
         batcher.use_slots(
             partial(
                 SequenceSlots,
                 form,
-                batcher.cost_model.predict,
-                batcher.cost_model.batch_sizes[-1],
+                costs.predict,
+                costs.batch_sizes[-1],
+                batch_sizes=costs.batch_sizes,
                 on_run=metrics.sequences.record_run,
+                on_join=costs.note_sequence,
             )
         )
         batcher.queue.merge = merge_all_lengths
@@ -143,7 +146,9 @@ def _choose_ragged_or_cellular(
 
 
 def compare_rates(batcher: Batcher, signature: Signature, overhead: float) -> tuple[int, float]:
-    """Return the steps of chunks of full cellular batches, and their rate relative to ragged ones.
+    """Return the steps of chunks of cellular batches, and their rate relative to ragged ones.
+
+    Both have as many rows as their rates are highest with.
 
     Args:
         batcher: Of the model, which has measured its runs.
@@ -151,14 +156,18 @@ def compare_rates(batcher: Batcher, signature: Signature, overhead: float) -> tu
         overhead: Seconds between two runs of chunks.
     """
     predict = batcher.cost_model.predict
-    rows = batcher.cost_model.batch_sizes[-1]
     group = _trial_request(signature).group
     base = group.base if isinstance(group, LengthGroup) else group
-    # Rows are anywhere in their sequences: what they have left is spread evenly.
-    left = np.linspace(1, TYPICAL_STEPS, rows).round().astype(np.int64)
-    chunk, rate = choose_chunk(left, lambda k: predict(rows, LengthGroup(base, k)), overhead)
-    whole = predict(rows, LengthGroup(base, TYPICAL_STEPS)) + overhead
-    return chunk, rate * whole / (rows * TYPICAL_STEPS * (1 - RAGGED_PADDING))
+    best, chunk, ragged_rate = 0.0, 0, 0.0
+    for rows in batcher.cost_model.batch_sizes:
+        # Rows are anywhere in their sequences: what they have left is spread evenly.
+        left = np.ceil((np.arange(rows) + 0.5) * (TYPICAL_STEPS / rows)).astype(np.int64)
+        steps, rate = choose_chunk(left, base, predict, overhead)
+        if rate > best:
+            best, chunk = rate, steps
+        whole = predict(rows, LengthGroup(base, TYPICAL_STEPS)) + overhead
+        ragged_rate = max(ragged_rate, rows * TYPICAL_STEPS * (1 - RAGGED_PADDING) / whole)
+    return chunk, best / ragged_rate
 
 
 def measure_overhead(slots: SequenceSlots, signature: Signature, run: Run, rows: int) -> float:

@@ -28,6 +28,7 @@ from neurona_server.batching.batch import (
 from neurona_server.batching.policy import WEIGHTS, Priority
 from neurona_server.batching.request import Array, Inputs, Outputs, Request
 from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
+from neurona_server.sequences.merging import RowLimits
 from neurona_server.sequences.ragged import LengthGroup
 
 Cost = Callable[[int, Hashable], float]
@@ -45,6 +46,9 @@ ROOM_FACTOR = 4
 PATIENCE = 1.0
 """How long a sequence lets those pass that arrive after it, relative to its own time in full runs.
 Any bound keeps long sequences from starving; with more, short ones wait less under overload."""
+
+URGENT_RUNS = 2.0
+"""A sequence gets its turn this long before its deadline, relative to its own time in runs."""
 
 WINDOW_STEPS = 2 * CHUNK_STEPS[-1]
 """Steps of a sequence that are copied into the window of its slot at once."""
@@ -125,8 +129,11 @@ class SequenceSlots:
         form: SequenceForm,
         cost: Cost,
         max_rows: int,
+        *,
+        batch_sizes: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
         on_run: Callable[[int, int], object] = lambda *_: None,
+        on_join: Callable[[Hashable], object] = lambda _: None,
     ) -> None:
         """Make slots that are free.
 
@@ -134,24 +141,30 @@ class SequenceSlots:
             form: How the model reads sequences; it has a state.
             cost: Predicts the seconds of runs.
             max_rows: The most rows of a request, and of a run.
+            batch_sizes: The most rows of a run are one of these, if fewer get more done.
             clock: Returns the time in seconds.
             on_run: Called after each run with its steps, those of padding included, and with those
                 of its requests; both are sums over rows.
+            on_join: Called with the group of each request that joins.
         """
         self._form = form
         self._cost = cost
         self._max_rows = max_rows
         self._clock = clock
         self._on_run = on_run
+        self._on_join = on_join
         self._entries: list[_Slots] = []  # in the order in which they run
         self._by_request: dict[Request, _Slots] = {}
         self._taken = 0  # rows
         self._free: list[int] = []
         self._capacity = 0
+        self._run_rows = max_rows  # the most of a run, as decided last
+        self._step_seconds = 0.0  # of a row, in such runs
         self._base: Hashable = None
         self._plan: _Plan | None = None
         self._planned: Sequence[Request] = ()
         self._chunk_costs: dict[int, NDArray[np.float64]] = {}  # by the rows of a run
+        self._row_limits = RowLimits(batch_sizes)
         self._runs = 0
         self._overhead = INITIAL_OVERHEAD
         self._turn_started = self._run_started = self._run_seconds = 0.0
@@ -174,6 +187,10 @@ class SequenceSlots:
         return list(self._by_request)
 
     @property
+    def rows(self) -> int:
+        return self._taken
+
+    @property
     def room(self) -> int:
         return ROOM_FACTOR * self._max_rows - self._taken
 
@@ -188,7 +205,8 @@ class SequenceSlots:
             if not isinstance(group, LengthGroup) or LENGTHS in request.inputs:
                 return False
             if not self._by_request:
-                self._base = group.base
+                if group.base != self._base:
+                    self._base, self._chunk_costs = group.base, {}
             elif group.base != self._base:
                 return False
         axes = self._form.time_axes
@@ -202,6 +220,21 @@ class SequenceSlots:
             self._add(request, request.inputs[name].shape[axis])
         return True
 
+    def look_ahead(self, rows: int, group: Hashable, priority: Priority) -> tuple[float, int]:
+        run_rows = self._run_rows
+        if self._taken + rows <= run_rows:
+            return 0.0, self._taken + rows
+        entries = self._entries.copy()
+        if group is not None:
+            due = self._due(self._clock(), group, priority)
+            # Those that have deadlines must not be made to miss them.
+            entries = [one for one in entries if one.due <= due or one.request.deadline < math.inf]
+        slots = [entry.rows for entry in entries]
+        if sum(map(len, slots)) + rows <= run_rows:
+            return 0.0, run_rows
+        steps = int(self._left[np.concatenate(slots)].sum()) if slots else 0
+        return steps * self._step_seconds, run_rows
+
     def pop_ended(self) -> Sequence[Request]:
         ended, self._ended = self._ended, ()
         return ended
@@ -212,6 +245,13 @@ class SequenceSlots:
             self._release(finished)
         self._note_turn()
         requests: list[Request] = []
+        if self._taken:
+            max_rows = self._row_limits.next(self._base, max_rows, self._seconds_of_row)
+            if self._runs >= COST_RUNS or not self._step_seconds:
+                self._runs = 0
+                self._chunk_costs = {}
+                self._step_seconds = self._seconds_of_row(max_rows, self._base)
+        self._run_rows = max_rows
         rows = 0
         for entry in self._entries:
             rows += len(entry.rows)
@@ -277,26 +317,28 @@ class SequenceSlots:
     def split(
         self, outputs: Outputs, requests: Sequence[Request], padded_rows: int
     ) -> list[Outputs]:
+        run_ended = self._clock()
         plan = self._make_plan(requests)
         rows, counts, steps = plan.rows, plan.counts, plan.steps
         run_rows = max(padded_rows, len(rows))
         self._check_outputs(outputs, run_rows, steps)
         *answers, states = outputs
-        time_axes = self._form.output_time_axes
-        if time_axes:
+        if self._form.output_time_axes:
             self._write_windows(answers, plan)
+        left = plan.left - counts
+        ended = [plan.entries[i] for i in np.flatnonzero(left[plan.starts] == 0).tolist()]
+        # Before anything changes: without memory for it, the same steps run again.
+        parts = self._collect(outputs, plan, ended) if ended else []
         self._states[rows] = states[: len(rows)]
         self._cursor[rows] += counts
-        left = plan.left - counts
         self._left[rows] = left
         self._runs += 1
         self._drop_plan()
         self._on_run(run_rows * steps, int(counts.sum()))
-        ended = [plan.entries[i] for i in np.flatnonzero(left[plan.starts] == 0).tolist()]
         self._ended = [entry.request for entry in ended]
-        parts = self._collect(outputs, plan, ended) if ended else []
         self._release(ended)
-        self._run_seconds = self._clock() - self._run_started
+        # Without requests the next turn begins after a wait for some.
+        self._run_seconds = run_ended - self._run_started if self._by_request else 0.0
         return parts
 
     def _drop_plan(self) -> None:
@@ -324,16 +366,17 @@ class SequenceSlots:
         with nearly that rate.
         """
         rows = len(left)
-        if self._runs >= COST_RUNS:
-            self._runs = 0
-            self._chunk_costs = {}
         costs = self._chunk_costs.get(rows)
         if costs is None:
-            costs = np.array([self._cost(rows, LengthGroup(self._base, k)) for k in CHUNK_STEPS])
-            costs += self._overhead
+            costs = _seconds_of_chunks(rows, self._base, self._cost, self._overhead)
             self._chunk_costs[rows] = costs
         steps, _ = _most_in_a_second(left, costs)
         return min(steps, int(left.max()))
+
+    def _seconds_of_row(self, rows: int, base: Hashable) -> float:
+        """Return the seconds of a step of a row, in runs of so many that have many steps left."""
+        seconds = _seconds_of_chunks(rows, base, self._cost, self._overhead)
+        return float((seconds / _STEPS).min()) / rows
 
     def _note_turn(self) -> None:
         """Learn the time between two runs, if one has just ended."""
@@ -380,7 +423,7 @@ class SequenceSlots:
         self._grow(capacity)
 
     def _grow(self, capacity: int) -> None:
-        before, self._capacity = self._capacity, capacity
+        before = self._capacity
 
         def grow(array: Any) -> Any:
             grown = np.zeros((capacity, *array.shape[1:]), array.dtype)
@@ -393,13 +436,13 @@ class SequenceSlots:
         for arrays in (self._windows, self._constants, self._output_windows):
             arrays.update({key: grow(array) for key, array in arrays.items()})  # type: ignore[misc]
         self._free = [*range(capacity - 1, before - 1, -1), *self._free]
+        self._capacity = capacity  # last: without memory for an array, all is as before
 
     def _add(self, request: Request, steps: int) -> None:
-        free = self._free
-        rows = np.array([free.pop() for _ in range(request.rows)])
-        group = request.group
-        patience = PATIENCE * _NORMAL_WEIGHT / WEIGHTS[request.priority]
-        due = request.queued_at + patience * self._cost(self._max_rows, group)
+        rows = np.array(self._free[: -request.rows - 1 : -1])
+        due = self._due(request.queued_at, request.group, request.priority)
+        run = self._cost(self._run_rows, request.group)
+        due = min(due, request.deadline - URGENT_RUNS * run)
         entry = _Slots(request, rows, steps, due)
         state = request.inputs.get(STATE)
         self._states[rows] = 0.0 if state is None else state
@@ -407,10 +450,16 @@ class SequenceSlots:
             constants[rows] = request.inputs[name]
         self._left[rows] = steps
         self._load_window(entry, 0)
+        del self._free[-request.rows :]
         insort(self._entries, entry)
         self._by_request[request] = entry
         self._taken += len(rows)
+        self._on_join(request.group)
         self._drop_plan()
+
+    def _due(self, queued_at: float, group: Hashable, priority: Priority) -> float:
+        patience = PATIENCE * _NORMAL_WEIGHT / WEIGHTS[priority]
+        return queued_at + patience * self._cost(self._max_rows, group)
 
     def _load_windows(self, plan: _Plan) -> None:
         """Go on with the windows of rows that have too few steps of the run left there."""
@@ -526,15 +575,23 @@ class SequenceSlots:
         self._drop_plan()
 
 
-def choose_chunk(left: Ints, cost: Callable[[int], float], overhead: float) -> tuple[int, float]:
+def choose_chunk(left: Ints, base: Hashable, cost: Cost, overhead: float) -> tuple[int, float]:
     """Return the steps of a run of rows that have so many left, and the steps done in a second.
 
     Args:
         left: The steps that each row has left.
-        cost: Returns the seconds of a run by its steps.
+        base: Of their groups.
+        cost: Predicts the seconds of runs.
         overhead: Seconds between two runs.
     """
-    return _most_in_a_second(left, np.array([cost(k) + overhead for k in CHUNK_STEPS]))
+    return _most_in_a_second(left, _seconds_of_chunks(len(left), base, cost, overhead))
+
+
+def _seconds_of_chunks(
+    rows: int, base: Hashable, cost: Cost, overhead: float
+) -> NDArray[np.float64]:
+    """Return the seconds of runs of `CHUNK_STEPS`."""
+    return overhead + np.array([cost(rows, LengthGroup(base, k)) for k in CHUNK_STEPS])
 
 
 def _most_in_a_second(left: Ints, seconds: NDArray[np.float64]) -> tuple[int, float]:

@@ -26,6 +26,9 @@ SAMPLES = 3
 LEARNING_RATE = 0.15
 """Part of the difference between a run and its prediction by which the costs are corrected."""
 
+TYPICAL_RATE = 0.05
+"""Weight of the newest run, or sequence, in the typical number of steps."""
+
 MAX_EXCESS = 1.0
 MAX_SHORTFALL = 0.5
 """Limits of that difference, relative to the prediction: one slow run changes little."""
@@ -78,6 +81,7 @@ class SequenceCostModel(CostModel):
         self._table: tuple[Sequence[int], Sequence[StepCost]] = ((), ())
         self._early_steps = math.inf  # the others are late
         self._typical_steps = 1.0
+        self._has_pieces = False
         self._measured_steps = 0.0
         self._bases: dict[Hashable, _Base] = {}
         # The most rows that have run with more steps than those that were measured, by steps.
@@ -124,15 +128,15 @@ class SequenceCostModel(CostModel):
         shorter, longer = steps
         costs: dict[int, StepCost] = {}
         share = 1 - UNKNOWN_FIXED_SHARE
+        measured = _time_in_turns(time_run, self._seconds, steps, budget)
         for size, seconds in self._seconds.items():
-            if budget > (1 + SAMPLES) * seconds * (1 + longer / shorter):
-                less, more, spent = _time_alternately(time_run, size, steps)
-                budget -= spent
+            if size in measured:
+                less, more = measured[size]
                 growth = (more / less - 1) * shorter / (longer - shorter)
                 share = min(max(growth, MIN_SHARE), 1 - MIN_SHARE)
             else:
-                budget = 0.0
-            costs[size] = StepCost((1 - share) * seconds, share * seconds / shorter)
+                less = seconds
+            costs[size] = StepCost((1 - share) * less, share * less / shorter)
         self._measured_steps = max(self._measured_steps, longer)
         self._replace_costs(costs)
 
@@ -151,16 +155,14 @@ class SequenceCostModel(CostModel):
         """
         early = int(self._measured_steps)
         share = MIN_SHARE
-        costs = {}
-        for size, cost in zip(*self._table, strict=True):
-            expected = cost.fixed + early * cost.per_step
-            if budget > (1 + SAMPLES) * expected * (1 + steps / early):
-                less, more, spent = _time_alternately(time_run, size, (early, steps))
-                budget -= spent
-                growth = (more / less - 1) * expected / (steps - early)
+        costs = dict(zip(*self._table, strict=True))
+        expected = {size: cost.fixed + early * cost.per_step for size, cost in costs.items()}
+        measured = _time_in_turns(time_run, expected, (early, steps), budget)
+        for size, cost in costs.items():
+            if size in measured:
+                less, more = measured[size]
+                growth = (more / less - 1) * expected[size] / (steps - early)
                 share = max(growth / cost.per_step - 1, MIN_SHARE)
-            else:
-                budget = 0.0
             costs[size] = replace(cost, per_late_step=share * cost.per_step)
         self._early_steps, self._measured_steps = early, steps
         self._replace_costs(costs)
@@ -229,14 +231,20 @@ class SequenceCostModel(CostModel):
                     error = min(max(error, -MAX_SHORTFALL), MAX_EXCESS)
                     record.factor *= 1 + LEARNING_RATE * error
                 return
-            if isinstance(group, LengthGroup):
-                self._typical_steps += 0.05 * (steps - self._typical_steps)
+            if isinstance(group, LengthGroup) and not self._has_pieces:
+                self._typical_steps += TYPICAL_RATE * (steps - self._typical_steps)
             self._correct(rows, steps, seconds)
             if steps <= self._measured_steps:
                 self._measured_rows = max(self._measured_rows, rows)
             else:
                 most = self._longer_runs.get(int(steps), 0)
                 self._longer_runs[int(steps)] = max(most, rows)
+
+    def note_sequence(self, group: Hashable) -> None:
+        """Learn the typical steps from a sequence that runs in pieces, not from those any more."""
+        self._has_pieces = True
+        if isinstance(group, LengthGroup) and group.base == self._measured_group:
+            self._typical_steps += TYPICAL_RATE * (group.steps - self._typical_steps)
 
     def _correct(self, rows: int, steps: float, seconds: float) -> None:
         """Correct the costs of the batch sizes that determine the prediction of a run."""
@@ -295,13 +303,39 @@ class SequenceCostModel(CostModel):
         return group, self._typical_steps
 
 
-def _time_alternately(
-    time_run: Callable[[int, int], float], rows: int, steps: tuple[int, int]
-) -> tuple[float, float, float]:
-    """Return the least seconds of runs with few and with many steps, and those of all runs.
+def _time_in_turns(
+    time_run: Callable[[int, int], float],
+    expected: Mapping[int, float],
+    steps: tuple[int, int],
+    budget: float,
+) -> dict[int, tuple[float, float]]:
+    """Return the least seconds of runs with few and with many steps, by rows.
 
-    They alternate, so that a slow phase of the machine affects both.
+    All take turns, so that a slow phase of the machine affects all of them, and none for good.
+
+    Args:
+        time_run: Returns the seconds of one run, by rows and steps.
+        expected: The seconds with few steps, by rows.
+        steps: The two numbers of steps.
+        budget: Seconds that all may take; the most rows are left out first.
     """
-    samples = [[time_run(rows, count) for count in steps] for _ in range(1 + SAMPLES)]
-    fewer, more = zip(*samples[1:], strict=True)  # the first ones include preparation
-    return min(fewer), min(more), sum(map(sum, samples))
+    fewer, more = steps
+    samples: dict[int, list[tuple[float, float]]] = {}
+    reserved = 0.0  # for the turns that follow
+    for size, seconds in expected.items():
+        both = seconds * (1 + more / fewer)
+        if budget - reserved <= (1 + SAMPLES) * both:
+            break
+        budget -= time_run(size, fewer) + time_run(size, more)  # includes preparation
+        reserved += SAMPLES * both
+        samples[size] = []
+    for turn in range(SAMPLES):
+        if turn and budget <= 0:
+            break
+        for size, runs in samples.items():
+            runs.append((time_run(size, fewer), time_run(size, more)))
+            budget -= sum(runs[-1])
+    return {
+        size: (min(less for less, _ in runs), min(longer for _, longer in runs))
+        for size, runs in samples.items()
+    }

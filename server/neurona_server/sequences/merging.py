@@ -18,7 +18,67 @@ MIN_SAVING = 1.25
 BATCH_SECONDS = 60e-6
 """What a batch takes beside its run: it is cut, and its requests are finished."""
 
+EXPLORED_RUNS = 64
+"""Runs with fewer rows than there could be after which one has more: a cost that was measured while
+the machine was busy would otherwise never be corrected."""
+
+Cost = Callable[[int, Hashable], float]
+"""Seconds by the rows and the group of a run."""
+
 _STEPS = itemgetter(1)
+
+
+class RowLimits:
+    """The most rows of a run: those with which each of them costs the least.
+
+    Many sequences may take longer together than in two runs, as their arrays do not fit into a
+    CPU's cache. One thread at a time may use it.
+    """
+
+    def __init__(self, batch_sizes: Sequence[int]) -> None:
+        """Make it.
+
+        Args:
+            batch_sizes: The limit is one of these, if it is less than any other.
+        """
+        self._batch_sizes = batch_sizes
+        self._limits: dict[tuple[Hashable, int], int] = {}
+        self._reads = 0
+        self._limited_runs = 0
+
+    def best(self, group: Hashable, limit: int, seconds_of_row: Cost) -> int:
+        """Return the number of rows, up to `limit`, with which each of them costs the least.
+
+        Costs change slowly: it is decided anew now and then.
+
+        Args:
+            group: Of the run.
+            limit: The most rows of any run.
+            seconds_of_row: Returns the seconds of each row of a run, by its rows and group.
+        """
+        self._reads += 1
+        if self._reads > LIMIT_READS:
+            self._reads = 0
+            self._limits = {}
+        best = self._limits.get((group, limit))
+        if best is None:
+            best, seconds = limit, seconds_of_row(limit, group) / MIN_SAVING
+            for size in self._batch_sizes:
+                if size < limit and (one := seconds_of_row(size, group)) < seconds:
+                    best, seconds = size, one
+            self._limits[group, limit] = best
+        return best
+
+    def next(self, group: Hashable, limit: int, seconds_of_row: Cost) -> int:
+        """Return the most rows of the next run: the best number or, now and then, a larger one."""
+        best = self.best(group, limit, seconds_of_row)
+        if best < limit:
+            self._limited_runs += 1
+            turn, is_other = divmod(self._limited_runs, EXPLORED_RUNS)
+            if not is_other:
+                larger = [*[size for size in self._batch_sizes if best < size < limit], limit]
+                return larger[turn % len(larger)]
+        return best
 
 
 class LengthMerger:
@@ -29,13 +89,12 @@ class LengthMerger:
     takes longer by the padding, and the shorter sequences wait for the longest one. The more waits,
     the more counts the time of the runs, and the less that of a single batch.
 
-    A batch has no more rows than pays: many long sequences may take longer together than in two
-    runs, as their arrays do not fit into a CPU's cache.
+    A batch has no more rows than pays: see `RowLimits`.
     """
 
     def __init__(
         self,
-        predict: Callable[[int, Hashable], float],
+        predict: Cost,
         batch_sizes: Sequence[int] = (),
         batch_seconds: float = BATCH_SECONDS,
     ) -> None:
@@ -49,9 +108,7 @@ class LengthMerger:
         """
         self._predict = predict
         self._batch_seconds = batch_seconds
-        self._batch_sizes = batch_sizes
-        self._limits: dict[tuple[Hashable, int], int] = {}
-        self._limit_reads = 0
+        self._limits = RowLimits(batch_sizes)
 
     def __call__(
         self, leader: Hashable, rows: Mapping[Hashable, int], limit: int
@@ -105,28 +162,14 @@ class LengthMerger:
         return groups
 
     def limit_rows(self, group: Hashable, limit: int) -> int:
-        """Return the most rows of a batch with which each row costs the least: up to `limit`.
-
-        Costs change slowly: it is decided anew now and then.
-        """
+        """Return the most rows of the next batch that a group leads: up to `limit`."""
         if not isinstance(group, LengthGroup):
             return limit
-        self._limit_reads += 1
-        if self._limit_reads > LIMIT_READS:
-            self._limit_reads = 0
-            self._limits = {}
-        best = self._limits.get((group, limit))
-        if best is None:
-            best, seconds = limit, self._seconds_of_row(limit, group) / MIN_SAVING
-            for size in self._batch_sizes:
-                if size < limit and (one := self._seconds_of_row(size, group)) < seconds:
-                    best, seconds = size, one
-            self._limits[group, limit] = best
-        return best
+        return self._limits.next(group, limit, self._seconds_of_row)
 
     def _seconds_alone(self, group: LengthGroup, rows: int, count: int, limit: int) -> float:
         """Return what the runs of a group alone take less if `count` of its rows run elsewhere."""
-        limit = self.limit_rows(group, limit)
+        limit = self._limits.best(group, limit, self._seconds_of_row)
         if rows > limit:
             return count * self._seconds_of_row(limit, group)
         seconds = self._predict(rows, group)
@@ -134,5 +177,5 @@ class LengthMerger:
             return seconds - self._predict(rows - count, group)
         return seconds + self._batch_seconds
 
-    def _seconds_of_row(self, rows: int, group: LengthGroup) -> float:
+    def _seconds_of_row(self, rows: int, group: Hashable) -> float:
         return (self._predict(rows, group) + self._batch_seconds) / rows

@@ -17,8 +17,8 @@ from neurona_server.sequences.tensor_axes import Axis, TensorAxes
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-_LOW = -1e3
-"""Values up to this are left out by a softmax."""
+_LOW = -1e4
+"""Values up to this are taken for less than any other, so that a softmax leaves them out."""
 
 _STEPS = {Axis.TIME, Axis.ROWS_AND_TIME}
 

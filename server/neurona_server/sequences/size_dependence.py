@@ -35,10 +35,12 @@ _LINEAR = MOVES | {"Add", "Cast", "Concat", "Gather", "Identity", "Mul", "Neg", 
 """Operators whose output is linear in sizes if their inputs are: two sizes show whether it is
 constant."""
 
+_COPIES = {"Expand", "OneHot", "Tile"}
+
 _COUNTS = {"CumSum", "NonZero", "Range"}
 """Operators whose output counts the steps."""
 
-_BOOL = 9  # ONNX's number of the type
+_WIDE = (1, 6, 7, 11)  # ONNX's numbers of float, int32, int64 and double, which hold any size
 
 
 class Dependence(enum.IntEnum):
@@ -86,8 +88,9 @@ class SizeDependence:
     def find(self, is_replaced: Callable[["NodeProto", int], bool]) -> tuple[str, bool]:
         """Return a node that computes with sizes, "" if there is none.
 
-        Shapes do not count. The second value is whether it is the position of each step that is
-        computed with, which is right for the whole of a sequence only.
+        Shapes do not count, but for copies whose number is not linear in sizes. The second value
+        is whether it is the position of each step that is computed with, which is right for the
+        whole of a sequence only.
 
         Args:
             is_replaced: Whether the sizes that an input of a node has as indices or lengths are
@@ -99,10 +102,13 @@ class SizeDependence:
                 continue
             shapes, indices = (one.get(node.op_type, ()) for one in (_SHAPES, _INDICES))
             for index, name in enumerate(node.input):
-                if not name or name in self._dependent or index in shapes:
+                if not name or name in self._dependent:
                     continue
                 dependence = self._of(name)
-                if index in indices:
+                if index in shapes:
+                    if dependence is Dependence.ANY and node.op_type in _COPIES:
+                        return node_title(node), False
+                elif index in indices:
                     if dependence is not Dependence.NOTHING and not is_replaced(node, index):
                         return node_title(node), False
                 elif dependence is Dependence.POSITION and Axis.TIME in (
@@ -144,10 +150,22 @@ class SizeDependence:
             return Dependence.ANY
         if largest is not Dependence.SIZE:
             return largest
-        is_bool = operator == "Cast" and find_attribute(node, "to", 0) == _BOOL
-        if operator not in _LINEAR or is_bool or Dependence.POSITION in dependences:
+        is_narrow = operator == "Cast" and find_attribute(node, "to", 0) not in _WIDE
+        if operator == "Equal" and any(map(self._is_negative, node.input)):
+            return Dependence.NOTHING  # as exporters ask which sizes of a shape are not given
+        is_choice = operator == "Where" and dependences[0] is Dependence.NOTHING
+        if (
+            not (operator in _LINEAR or is_choice)
+            or is_narrow
+            or Dependence.POSITION in dependences
+        ):
             return Dependence.ANY
         return self._judge(output)
+
+    def _is_negative(self, tensor: str) -> bool:
+        values = self._axes.values(tensor)
+        is_constant = self._of(tensor) is Dependence.NOTHING
+        return is_constant and bool(values) and all(bool(np.all(one < 0)) for one in values)
 
     def _judge(self, tensor: str) -> Dependence:
         """Return what a tensor is that is linear in sizes."""

@@ -175,6 +175,14 @@ def test_the_session_of_the_file_is_freed(tmp_path):
         session.use_sequence_graph(b"", form)
 
 
+def test_the_content_of_the_graph_is_not_kept_beside_its_session(tmp_path):
+    path = save_recurrent(tmp_path / "model.onnx")
+    session = Session(path, RuntimeOptions())
+    content = make_recurrent(RecurrentModel()).SerializeToString()
+    graph = session.open_sequence_graph(content, SequenceForm({"steps": 1}), LoadCancellation())
+    assert content not in vars(graph.session).values()
+
+
 def test_all_instances_run_the_rewritten_graph(tmp_path):
     path = save_recurrent(tmp_path / "model.onnx")
     metrics = Metrics(CollectorRegistry())

@@ -8,9 +8,11 @@ import time
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from support import cuda_stand_ins
 from support.recurrent_models import TOKENS, RecurrentModel, save_recurrent
 
 from neurona_protos.prediction_pb2 import SequenceMethod
+from neurona_server.batching import batcher as batcher_module
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import (
@@ -23,13 +25,18 @@ from neurona_server.errors import (
 )
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
+from neurona_server.models.onnx import session as session_module
+from neurona_server.models.onnx.runtime import RuntimeOptions
+from neurona_server.models.onnx.session import Session
 from neurona_server.models.repository.scanner import ModelSource
 from neurona_server.models.repository.settings import ModelSettings
+from neurona_server.sequences.cellular import SequenceSlots
 from neurona_server.sequences.form import LENGTHS, STATE
 from neurona_server.telemetry.metrics import Metrics
 
 CELLULAR = SequenceMethod.SEQUENCE_METHOD_CELLULAR
 POLICY = BatchPolicy(max_rows=8)
+CPU = RuntimeOptions()
 MODELS = {
     "lstm": RecurrentModel(answer="both", layers=2),
     "gru": RecurrentModel("GRU"),
@@ -65,11 +72,11 @@ class SequenceRequest(Request):
 def load(tmp_path):
     models = []
 
-    def load(model=MODELS["lstm"], *, starts=True, policy=POLICY, **settings):
+    def load(model=MODELS["lstm"], *, starts=True, policy=POLICY, runtime=CPU, **settings):
         path = save_recurrent(tmp_path / f"{len(models)}" / "model.onnx", model)
         settings = ModelSettings(**{"sequence_batching": "cellular"} | settings)
         source = ModelSource("m", 1, path, settings)
-        loaded = Model(source, ModelOptions(policy), Metrics(CollectorRegistry()))
+        loaded = Model(source, ModelOptions(policy, runtime=runtime), Metrics(CollectorRegistry()))
         models.append(loaded)
         if starts:
             loaded.start()
@@ -343,3 +350,111 @@ def test_the_thread_of_the_transport_runs_whole_sequences_beside_the_slots(load)
             pass
     for request in requests:
         assert_equal(request.result(), alone(model, request.inputs))
+
+
+def test_sequences_beyond_a_run_are_left_to_an_idle_instance(load):
+    model = load(policy=BatchPolicy(max_rows=2), instances=2)
+    batcher = model.batcher
+    end = time.monotonic() + 10
+    while len(batcher._slots) < 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    requests = [SequenceRequest(model, MODELS["lstm"].make_inputs(1, 40_000, i)) for i in range(4)]
+    for request in requests:
+        batcher.queue.put([request], notify=False)
+    batcher.queue.notify()
+    while batcher.queue.rows and time.monotonic() < end:
+        time.sleep(0.001)
+    assert [slots.rows for slots in batcher._slots] == [2, 2]
+    for request in requests:
+        request.cancel(CancelledError("enough"))
+
+
+def test_an_instance_goes_on_after_a_lack_of_memory_between_two_runs(load, monkeypatch):
+    model = load()
+    next_requests = SequenceSlots.next_requests
+
+    def find_no_memory(slots, max_rows):
+        monkeypatch.setattr(SequenceSlots, "next_requests", next_requests)
+        raise MemoryError
+
+    monkeypatch.setattr(SequenceSlots, "next_requests", find_no_memory)
+    for expected in (ModelFailedError, None):
+        request = SequenceRequest(model, MODELS["lstm"].make_inputs(1, 20, 1))
+        model.batcher.submit(request)
+        if expected is None:
+            assert_equal(request.result(), alone(model, request.inputs))
+        else:
+            with pytest.raises(expected):
+                request.result()
+
+
+ILLEGAL_ADDRESS = (
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running LSTM node. "
+    "Name:'m' Status Message: CUDA failure 700: an illegal memory access was encountered ; GPU=0 "
+)
+
+
+def test_sequences_of_a_device_that_is_lost_go_on_with_another_one(load, cuda_stub, monkeypatch):
+    cuda_stand_ins.install(monkeypatch, cuda_stub, devices=2)
+    monkeypatch.setattr(session_module, "_abandoned_sessions", [])
+    run, runs, lost = Session._run, [], []
+
+    def run_or_fail(session, *arguments):
+        runs.append(session.device.label)
+        if session.device.label in lost:
+            raise RuntimeError(ILLEGAL_ADDRESS)
+        return run(session, *arguments)
+
+    monkeypatch.setattr(Session, "_run", run_or_fail)
+    options = RuntimeOptions(threads=1, devices="all")
+    model = load(policy=BatchPolicy(max_rows=4), runtime=options)
+    inputs = [MODELS["lstm"].make_inputs(1, 900 + number, number) for number in range(40)]
+    expected = [alone(model, one) for one in inputs]
+    requests = [SequenceRequest(model, one) for one in inputs]
+    runs.clear()
+    for request in requests:
+        model.batcher.submit(request)
+    while runs.count("cuda:0") < 10:
+        time.sleep(0.001)
+    lost.append("cuda:0")
+    for request, wanted in zip(requests, expected, strict=True):
+        assert_equal(request.result(), wanted)
+    assert runs[-1] == "cuda:1"
+
+
+def test_sequences_in_the_slots_of_an_instance_that_is_abandoned_run_elsewhere(
+    load, cuda_stub, monkeypatch
+):
+    """Its run is that of a request which has no place in the slots, and does not return."""
+    cuda_stand_ins.install(monkeypatch, cuda_stub, devices=2)
+    monkeypatch.setattr(session_module, "_abandoned_sessions", [])
+    monkeypatch.setattr(batcher_module, "ABANDON_SECONDS", 0.05)
+    run, released, stuck = Session._run, threading.Event(), []
+
+    def run_or_hang(session, runtime_session, inputs, *arguments):
+        if LENGTHS in inputs and STATE not in inputs and not stuck:
+            stuck.append(session.device.label)
+            model.batcher._scheduler.mark_lost(session.device.label, "for this test")
+            assert released.wait(20)
+        return run(session, runtime_session, inputs, *arguments)
+
+    options = RuntimeOptions(threads=1, devices="all")
+    model = load(policy=BatchPolicy(max_rows=4), runtime=options)
+    inputs = [MODELS["lstm"].make_inputs(1, 3000, number) for number in range(40)]
+    expected = [alone(model, one) for one in inputs]
+    monkeypatch.setattr(Session, "_run", run_or_hang)
+    requests = [SequenceRequest(model, one) for one in inputs]
+    for request in requests:
+        model.batcher.submit(request)
+    lengths = np.array([20, 3], np.int32)
+    ragged = SequenceRequest(model, {**MODELS["lstm"].make_inputs(2, 20, 1), LENGTHS: lengths})
+    model.batcher.submit(ragged)
+    end = time.monotonic() + 10
+    while not all(one.ended.is_set() for one in (*requests, ragged)) and time.monotonic() < end:
+        model.batcher.check_runs()  # as the watchdog does
+        time.sleep(0.01)
+    for request, wanted in zip(requests, expected, strict=True):
+        assert_equal(request.result(0), wanted)
+    assert ragged.result(0)
+    assert len(stuck) == 1
+    released.set()

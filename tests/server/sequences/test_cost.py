@@ -117,7 +117,8 @@ def test_the_budget_bounds_the_measurement_of_longer_sequences():
         return 0.2
 
     model.measure_steps(time_run, (8, 64), budget=0.5)
-    assert {*runs} == {1}
+    assert {*runs} == {1, 2}
+    assert len(runs) == 8  # each takes much longer than expected
     assert model.predict(32, group(64)) > model.predict(32, group(8))
 
 
@@ -135,3 +136,27 @@ def test_the_best_batch_size_meets_the_objective_at_typical_steps(measured):
         measured.observe(4, seconds(4, 300), group(300), float(now))
     long = measured.best_batch_size(2 * seconds(16, 8) + 1e-5)
     assert short >= 16 > long
+
+
+def test_pieces_of_sequences_are_no_typical_lengths(measured):
+    for now in range(200):
+        measured.note_sequence(group(100))
+        measured.observe(8, seconds(8, 4), group(4), float(now))
+    assert measured.seconds[8] == pytest.approx(seconds(8, 100), rel=0.01)
+    assert measured.best_batch_size(2.1 * seconds(16, 100)) == 16
+
+
+def test_a_slow_phase_of_the_machine_makes_no_batch_size_slow():
+    """It lasts for all runs of one number of rows, were they measured one after the other."""
+    for started in range(0, 48, 4):
+        model = SequenceCostModel(SIZES)
+        model.measure(lambda rows: seconds(rows, 8), group(8))
+        runs = iter(range(1000))
+
+        def time_run(rows, steps, runs=runs, started=started):
+            factor = 3.0 if started <= next(runs) < started + 8 else 1.0
+            return seconds(rows, steps, factor)
+
+        model.measure_steps(time_run, (8, 64))
+        for rows in SIZES:
+            assert model.predict(rows, group(64)) == pytest.approx(seconds(rows, 64))

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.recurrent_models import FEATURES, RecurrentModel, make_recurrent
+from support.recurrent_models import CLASSES, FEATURES, HIDDEN, RecurrentModel, make_recurrent
 
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.onnx.runtime import RuntimeOptions
@@ -55,7 +55,7 @@ MASK = [
 def extend(model, nodes, output="last"):
     """Return a model with nodes behind its answer, of which "changed" becomes the answer."""
     graph = model.graph
-    shape = [dim.dim_param or dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim]
+    shape = ["batch", "time", CLASSES] if output == "every" else ["batch", CLASSES]
     for operator, inputs, name, *attributes in nodes:
         options = attributes[0] if attributes else {}
         graph.node.append(helper.make_node(operator, inputs.split(), [name], **options))
@@ -64,10 +64,7 @@ def extend(model, nodes, output="last"):
         graph.initializer.append(numpy_helper.from_array(CONSTANTS[name], name))
     if any(name == "changed" for node in graph.node for name in node.output):
         del graph.output[:]
-        rank = 2 if output == "last" else 3
-        graph.output.append(
-            helper.make_tensor_value_info("changed", TensorProto.FLOAT, shape[:rank])
-        )
+        graph.output.append(helper.make_tensor_value_info("changed", TensorProto.FLOAT, shape))
     return model
 
 
@@ -116,6 +113,20 @@ def with_positions_from_the_end():
         ("Where", "is_early negative every", "changed"),
     ]
     return extend(make_recurrent(RecurrentModel(answer="steps")), nodes, "every")
+
+
+def with_bounded_copies():
+    """The last step is added up as often as there are steps, 41 times or more."""
+    nodes = [
+        *COUNT,
+        ("Max", "count bound", "most"),
+        ("Unsqueeze", "most rows_axis", "copies"),
+        ("Concat", "ones copies ones", "shape", {"axis": 0}),
+        ("Unsqueeze", "last ones", "row"),
+        ("Expand", "row shape", "repeated"),
+        ("ReduceSum", "repeated ones", "changed", {"keepdims": 0}),
+    ]
+    return extend(make_recurrent(RecurrentModel()), nodes)
 
 
 def with_count_of_a_token():
@@ -214,14 +225,16 @@ def find(tmp_path):
         ),
         (with_bounded_read_out, "its operator Gather may look across steps"),
         (with_positions_from_the_end, "its operator Where depends on the number of steps"),
+        (with_bounded_copies, "its operator Expand depends on the number of steps"),
         (with_count_of_a_token, "its operator ReduceSum may look across steps"),
         (with_maximum_of_zeros, "its operator ReduceMax may look across steps"),
         (with_two_sequences_of_one_name, "its layers read sequences of different inputs"),
         (with_function_called_like_an_operator, "its function Relu is called like an operator"),
     ],
 )
-def test_lengths_are_not_mixed_if_answers_may_depend_on_them(find, make, reason):
+def test_lengths_are_not_mixed_if_answers_may_depend_on_them(find, capfd, make, reason):
     session, form = find(make())
+    assert capfd.readouterr().err == ""  # of runs that fail since sizes must be equal
     assert form.ragged_reason.startswith(reason), form.ragged_reason
     assert not session.runs_sequences
 
@@ -270,6 +283,19 @@ def with_masked_attention():
         ("Squeeze", "mixed ones", "changed"),
     ]
     return extend(make_recurrent(RecurrentModel(lengths=True, answer="steps")), nodes)
+
+
+def test_sequences_that_must_have_equal_lengths_share_them(find, capfd):
+    proto = with_two_sequences_of_one_name()
+    del proto.graph.output[:]
+    nodes = [("Add", "every_0 b_every_0", "sum"), ("Squeeze", "sum ones", "by_step")]
+    nodes.append(("Transpose", "by_step", "answers", {"perm": [1, 0, 2]}))
+    proto = extend(proto, nodes)
+    shape = ["batch", "time", HIDDEN]
+    proto.graph.output.append(helper.make_tensor_value_info("answers", TensorProto.FLOAT, shape))
+    _, form = find(proto)
+    assert (form.ragged_reason, form.time_axes) == ("", {"steps": 1, "b_steps": 1})
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from support.fakes import Clock, FakeRequest
 
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
-from neurona_server.sequences.merging import LengthMerger
+from neurona_server.sequences.merging import EXPLORED_RUNS, LIMIT_READS, LengthMerger, RowLimits
 from neurona_server.sequences.ragged import LengthGroup, bucket_end
 
 BASE = ((3,),)
@@ -248,3 +248,17 @@ def test_every_request_leaves_the_queue_once_and_none_waits_for_ever(requests):
         assert batch.requests[0] in oldest.values()  # the oldest of the level whose turn it is
         taken += batch.requests
     assert sorted(map(id, taken)) == sorted(map(id, waiting))
+
+
+def test_a_limit_of_rows_that_was_decided_by_a_wrong_cost_is_corrected():
+    """What is never run has the cost of a phase in which the machine was busy for ever."""
+    learned = {8: 1.0, 16: 3.0, 32: 3.0, 64: 3.0}
+    limits = RowLimits([8, 16, 32, 64])
+    used = []
+    for _ in range(2 * LIMIT_READS):
+        rows = limits.next(BASE, 64, lambda rows, _: learned[rows])
+        learned[rows] = 0.8 if rows == 64 else 1.0
+        used.append(rows)
+    assert used[: EXPLORED_RUNS - 1] == [8] * (EXPLORED_RUNS - 1)
+    assert {16, 32, 64} < set(used[:LIMIT_READS])
+    assert used[-1] == 64

@@ -167,7 +167,11 @@ class Shadow:
             for spec in self._target.signature.inputs
         }
         inputs = {name: request.inputs[name] for name in tensor_types}
-        group = self._target.signature.group(tensor_types)
+        try:
+            group = self._target.signature.group(tensor_types)
+        except NeuronaError:  # a recurrent model whose sequences have a step at least
+            self._record("rejected")
+            return
         # The outputs are kept in the queue, too, and may be much larger than the inputs.
         size = request.nbytes + sum([array.nbytes for array in expected])
         copy = _ShadowRequest(self, expected, inputs, request.rows, group, size)

@@ -94,9 +94,9 @@ def gather_facts(root: Path = Path("/")) -> InstallationFacts:
         version = driver.version
         devices = tuple(driver.device(number) for number in range(driver.device_count()))
     except CudaDriverError as caught:
-        # The facts are kept: they must not keep what is on the stack, such as the first model.
-        caught.__context__ = None
+        # It is kept, and its traceback would keep what callers hold, such as a session.
         error, version = caught.with_traceback(None), version or caught.version
+        error.__context__ = None
     build = cuda_build()
     missing: list[CudaLibrary] = []
     if error is None and build is not None and build[0] in MIN_DRIVERS:

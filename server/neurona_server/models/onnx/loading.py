@@ -400,7 +400,12 @@ class _Loader:
             given = None
         with self._cancellation.interrupting(lambda: set_flag(True)):
             # With its fallback, it would print what went wrong and try other providers.
-            return onnxruntime.InferenceSession(model, settings, providers=given, enable_fallback=0)
+            session = onnxruntime.InferenceSession(
+                model, settings, providers=given, enable_fallback=0
+            )
+        # It would keep the content for other providers: as much memory as the weights take.
+        vars(session).pop("_model_bytes", None)
+        return session
 
     def _settings(self) -> onnxruntime.SessionOptions:
         options = self._options

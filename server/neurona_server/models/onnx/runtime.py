@@ -35,6 +35,7 @@ Provider = str | tuple[str, dict[str, Any]]
 """A provider as ONNX Runtime takes it: its name, or its name and options."""
 
 _SUFFIX = "ExecutionProvider"
+_FATAL = 4  # log_severity_level
 COMPILING_PROVIDERS = {"tensorrt", "nvtensorrtrtx"}
 """Short names of those that compile a model for the shapes that it will get."""
 
@@ -112,6 +113,16 @@ def describe_runtime() -> tuple[str, ...]:
     """Return what ONNX Runtime's behaviour may depend on: version, build and providers."""
     providers = onnxruntime.get_available_providers()
     return runtime_version(), onnxruntime.get_build_info(), ",".join(providers)
+
+
+def quiet_options() -> onnxruntime.RunOptions:
+    """Return options of a run whose errors are raised only.
+
+    Logging each too, with the same text, would let callers flood the log.
+    """
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL
+    return options
 
 
 def check_options(options: RuntimeOptions) -> None:

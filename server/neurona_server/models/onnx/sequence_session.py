@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from neurona_server.batching.request import Array, Inputs
+from neurona_server.models.onnx.runtime import quiet_options
 from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
 
 _MAX_CACHED = 256
@@ -85,4 +86,4 @@ class SequenceGraph:
 
     def run(self, inputs: Inputs) -> list[Any]:
         """Run it as `Session.run` does."""
-        return self.adapter.run(self.session, inputs)
+        return self.adapter.run(self.session, inputs, quiet_options())

@@ -65,7 +65,6 @@ _ELEMENT_TYPES = {
     "uint64": DataType.DATA_TYPE_UINT64,
 }
 _ZIPMAP_TYPES = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
-_FATAL = 4  # log_severity_level
 _SHRINK_ARENAS = "memory.enable_memory_arena_shrinkage"
 _NO_ARENA = "Did not find an arena"
 _WRONG_LENGTHS = re.compile(
@@ -350,7 +349,12 @@ class Session:
         session = loading.load_content(
             self._path, content, self.outline, options, 1, cancellation, [CPU], optimised=False
         )
-        return partial(session.run, None)
+
+        def run(inputs: Inputs) -> Outputs:
+            outputs: Outputs = session.run(None, inputs, runtime.quiet_options())
+            return outputs
+
+        return run
 
     def open_sequence_graph(
         self,
@@ -510,8 +514,7 @@ class Session:
         relax_capture_mode()  # memory of the device is freed, perhaps beside a capture
         # ONNX Runtime shrinks arenas at the end of a run only. A run that is terminated before it
         # begins ends at once, whatever the model and its inputs are.
-        options = onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL
+        options = runtime.quiet_options()
         options.add_run_config_entry(_SHRINK_ARENAS, self._arenas)
         options.terminate = True
         zeros = {spec.name: _zeros(spec) for spec in self.inputs}
@@ -713,9 +716,7 @@ class SessionRun:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._ranked_count = 0
-        self._options = onnxruntime.RunOptions()
-        # Errors are raised, with the same text; logging each would let callers flood the log.
-        self._options.log_severity_level = _FATAL
+        self._options = runtime.quiet_options()
 
     def __call__(self, inputs: Inputs) -> Outputs:
         journal = self._session.journal

@@ -13,6 +13,8 @@ from neurona_server.models.lifecycle.traffic import Shadow
 from neurona_server.models.model import Model
 from neurona_server.models.model_options import ModelOptions
 from neurona_server.models.repository.scanner import ModelSource
+from neurona_server.sequences.form import SequenceForm
+from neurona_server.sequences.ragged import LengthGrouper
 from neurona_server.telemetry.metrics import Metrics
 
 X = np.ones((1, 4), np.float32)
@@ -98,3 +100,12 @@ def test_closed_shadow_leaves_no_metric_series(models, metrics):
     target.close()
     shadow(*answered_request())
     assert shadow_count(metrics, "rejected") is None
+
+
+def test_a_shadow_that_does_not_take_the_shape_of_a_request_counts_it_as_rejected(models, metrics):
+    primary, target = models
+    target.signature.group_sequences = LengthGrouper(SequenceForm({"x": 1}), ["x"])
+    shadow = Shadow(primary, target, 100)
+    shadow(FakeRequest({"x": X[:, :0]}, 1, ()), [np.zeros((1, 3), np.float32)])
+    assert shadow_count(metrics, "rejected") == 1
+    assert not target.copies
