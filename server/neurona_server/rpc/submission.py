@@ -282,13 +282,7 @@ def submit(
             return accepted
         inputs = prepared.decode()
     except (TensorError, NeuronaError) as raised:
-        error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
-        if model is None:
-            metrics.unresolved[error.outcome].inc()
-            metrics.record_rejection(error)
-            responder.fail(error)
-        else:
-            _fail(model, error, responder, started)
+        _reject(metrics, model, raised, responder, started)
         return None
     prepared.send(inputs, responder.defer)
     return accepted
@@ -332,8 +326,7 @@ class _DecodableRequest:
                 raise DeadlineExceededError("deadline exceeded before the request was decoded")
             inputs = self.decode()
         except Exception as raised:  # the caller must get an error, not wait in vain
-            error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
-            _fail(self._accepted.model, error, responder, self._started)
+            _fail(self._accepted.model, _public_error(raised), responder, self._started)
             return
         submission = self.send(inputs, None)
         if cancellations:  # meanwhile, and maybe before the submission could learn it
@@ -365,6 +358,32 @@ class _DecodableRequest:
         submission.queue_timeout = parsed.queue_timeout
         send(submission, defer, self._resolve, self._retry)
         return submission
+
+
+def _reject(
+    metrics: Metrics,
+    model: Model | None,
+    raised: TensorError | NeuronaError,
+    responder: Responder,
+    started: float,
+) -> None:
+    """End a request that is invalid, or whose model was not found if it is None.
+
+    It is a function since a variable of who has caught the error would be a cycle: the error has
+    its frame, which refers to the model.
+    """
+    error = InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
+    if model is None:
+        metrics.unresolved[error.outcome].inc()
+        metrics.record_rejection(error)
+        responder.fail(error)
+    else:
+        _fail(model, error, responder, started)
+
+
+def _public_error(raised: Exception) -> Exception:
+    """Return the error that a caller gets for what decoding has raised."""
+    return InvalidArgumentError(str(raised)) if isinstance(raised, TensorError) else raised
 
 
 def _fail(model: Model, error: Exception, responder: Responder, started: float) -> None:

@@ -696,6 +696,7 @@ class CygrpcStreamCall(ReceivingCall):
             )
         if self.trace is not None:
             self.trace.end(error)
+        self._error = None  # it may have a frame that refers to this call: a cycle
 
     def _send(self, operation: Any, tag: Callable[[Event], None]) -> None:
         operations: tuple[Any, ...] = (operation,)

@@ -1,3 +1,4 @@
+import weakref
 from pathlib import Path
 
 import onnxruntime
@@ -7,6 +8,7 @@ from support.cuda_stub import CudaStub
 from neurona_server.models.onnx import cuda_driver
 from neurona_server.models.onnx.cuda_driver import LIBRARY_MISSING
 from neurona_server.models.onnx.gpu_facts import (
+    InstallationFacts,
     gather_facts,
     has_cuda_driver,
     is_container,
@@ -96,3 +98,21 @@ def test_packages_that_overwrite_each_other_are_noticed(
     for name in ("onnxruntime-1.31.1", "onnxruntime_gpu-1.31.1", "onnxruntime_extensions-0.14"):
         (tmp_path / f"{name}.dist-info").mkdir()
     assert runtime_packages() == ["onnxruntime", "onnxruntime-gpu"]
+
+
+class Caller:
+    """What the caller of `gather_facts` holds, as a model that is loaded."""
+
+
+def test_the_error_of_a_missing_driver_keeps_nothing_of_its_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_driver, "LIBRARY", str(tmp_path / "libcuda.so.1"))
+
+    def call() -> tuple[InstallationFacts, weakref.ref[Caller]]:
+        caller = Caller()
+        return gather_facts(tmp_path), weakref.ref(caller)
+
+    facts, caller = call()
+    assert facts.driver_error is not None
+    assert caller() is None

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import threading
 import time
+import weakref
 
 import grpc
 import numpy as np
@@ -15,6 +16,7 @@ from support.stateful_models import flag, state
 from support.triton_requests import arrays, request
 
 from neurona_protos import open_inference_pb2 as pb
+from neurona_protos.prediction_pb2 import UnloadModelRequest
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.sessions import SessionLimits, SessionStore
 from neurona_server.rpc.transports.listener import ListenerOptions
@@ -481,6 +483,18 @@ def test_a_server_that_stops_answers_the_steps_that_it_has(open_server):
     stopping.join()
     assert answers == np.cumsum(np.arange(1, 11)).tolist()
     assert SequenceCaller(server).error(1, 5)[0] == "UNAVAILABLE"
+
+
+def test_a_model_is_freed_once_its_sequences_have_ended(open_server, without_collector):
+    """And without the garbage collector, also after errors."""
+    server = open_server(explicit=True, load_model=["accumulator"], session_drain=0.0)
+    model = weakref.ref(server.registry.resolve("accumulator"))
+    caller = SequenceCaller(server)
+    caller.step(1, 5, start=True)
+    assert caller.error([[1, 2]], 5)[0] == "INVALID_ARGUMENT"
+    server.models.Unload(UnloadModelRequest(model="accumulator"), timeout=20)
+    wait_until(lambda: without_collector() or model() is None)
+    assert not len(server.sessions)
 
 
 def test_a_failed_step_leaves_the_state(caller, new_id):

@@ -560,11 +560,15 @@ def test_a_large_message_and_a_response_that_is_too_large(make_server):
     assert (after.steps, after.state) == (2000, response.state)
 
 
-def test_a_model_is_freed_once_its_sessions_have_ended(root, tmp_path, make_server, wait_until):
+def test_a_model_is_freed_once_its_sessions_have_ended(
+    root, tmp_path, make_server, wait_until, without_collector
+):
+    """And without the garbage collector, also after errors."""
     folder = copy_of(root, tmp_path)
     server = make_server(root=folder, explicit=True, load_model=["lstm"])
     model = weakref.ref(server.registry.resolve("lstm"))
     caller = Caller(server)
+    assert error(caller.ask(sequence(22)[:, :, 1:]))[0] == "INVALID_ARGUMENT"
     caller.ask(sequence(22))
     unloading = server.models.Unload.future(UnloadModelRequest(model="lstm"), timeout=30)
     answer(caller.ask(sequence(22)))
@@ -572,4 +576,4 @@ def test_a_model_is_freed_once_its_sessions_have_ended(root, tmp_path, make_serv
     caller.close()
     assert list(caller.responses) == []
     unloading.result()
-    wait_until(lambda: model() is None)
+    wait_until(lambda: without_collector() or model() is None)
