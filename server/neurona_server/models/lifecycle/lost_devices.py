@@ -32,7 +32,7 @@ class LostDevices:
         registry: Registry,
         metrics: Metrics,
         on_last: Callable[[], object],
-        share: DeviceShare = DeviceShare(),  # noqa: B008  it is immutable
+        share: DeviceShare,
     ) -> None:
         """Watch for lost devices.
 
@@ -40,7 +40,7 @@ class LostDevices:
             scheduler: That of all devices.
             registry: The models that serve.
             metrics: Where lost devices are shown.
-            on_last: Called once no GPU is left: only a new process can use one again.
+            on_last: Called once this process has no GPU left: only a new one can use it again.
             share: Which GPUs this process may use.
         """
         self._scheduler = scheduler

@@ -4,6 +4,7 @@ Real sessions run in a real App; what ONNX Runtime says of a lost device is put 
 """
 
 import contextlib
+import threading
 import time
 
 import grpc
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from prometheus_client import CollectorRegistry
 from support import cuda_stand_ins, onnx_models
 from support.in_process_server import run_app
 
@@ -18,9 +20,14 @@ from neurona_protos.prediction_pb2 import DescribeModelRequest, PredictRequest, 
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_protos.tensors import to_tensor
 from neurona_server.batching import batcher as batcher_module
+from neurona_server.batching.device_scheduler import DeviceScheduler
+from neurona_server.models.lifecycle.lost_devices import LostDevices
+from neurona_server.models.lifecycle.registry import Registry
 from neurona_server.models.onnx import device_loss
 from neurona_server.models.onnx import session as session_module
+from neurona_server.models.onnx.device_shares import DeviceShare
 from neurona_server.models.onnx.session import Session
+from neurona_server.telemetry.metrics import Metrics
 
 ILLEGAL_ADDRESS = (
     "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running MatMul node. "
@@ -190,3 +197,18 @@ def test_a_device_that_is_lost_while_a_model_loads_is_left_out(serve, devices):
         assert server.predict() == OK
         assert [one.label for one in server.version().devices] == ["cuda:1"]
         assert not server.serves("gpu")
+
+
+def test_a_process_is_replaced_once_its_own_devices_are_lost(cuda_stub, monkeypatch, wait_until):
+    """Those of the other processes are none of its own, however many are left."""
+    cuda_stand_ins.install(monkeypatch, cuda_stub, devices=3)
+    scheduler, replacements = DeviceScheduler(2), []
+    metrics = Metrics(CollectorRegistry())
+    lost = LostDevices(
+        scheduler, Registry(), metrics, lambda: replacements.append(1), DeviceShare(0, 2)
+    )
+    scheduler.mark_lost("cuda:0", "burnt")
+    wait_until(lambda: not any("lost cuda" in one.name for one in threading.enumerate()))
+    assert (lost.any, replacements) == (True, [])
+    scheduler.mark_lost("cuda:2", "burnt")
+    wait_until(lambda: replacements == [1])
