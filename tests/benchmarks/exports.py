@@ -44,6 +44,9 @@ def build_network(name: str) -> tuple[nn.Module, tuple[int, ...], int]:
         case "lstm":
             row, classes = LSTM, 10
             network = LastState(unit, "lstm", features=16, hidden=128, outputs=classes)
+        case "lstm32" | "lstm512":
+            row, classes = LSTM, 10
+            network = LastState(unit, "lstm", features=16, hidden=int(name[4:]), outputs=classes)
         case "lstm256":
             row, classes = LSTM100, 10
             network = LastState(unit, "lstm", features=LSTM100[1], hidden=256, outputs=classes)

@@ -67,6 +67,8 @@ FACTORIES: dict[str, Callable[[Path], Model]] = {
     "mlp": lambda root: Model("mlp", _cached(root, "mlp", save_mlp), (16,)),
     "lenet5": lambda root: Model("lenet5", _cached(root, "lenet5", _export), LENET5),
     "lstm": lambda root: Model("lstm", _cached(root, "lstm", _export), LSTM),
+    "lstm32": lambda root: Model("lstm32", _cached(root, "lstm32", _export), LSTM),
+    "lstm512": lambda root: Model("lstm512", _cached(root, "lstm512", _export), LSTM),
     "resnet18": lambda root: Model("resnet18", _cached(root, "resnet18", _export), RESNET18),
     "resnet50": lambda root: Model(
         "resnet50", _cached(root, "resnet50", _export), RESNET50, loads=_FEW, batches=_FEW

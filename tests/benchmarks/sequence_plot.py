@@ -30,7 +30,9 @@ def draw_curves(results: Sequence[Any], titles: dict[str, str], path: Path) -> N
             width = 0.8 / len(result.curves)
             places = np.arange(len(seconds)) - 0.4 + (index + 0.5) * width
             right.bar(places, 1e3 * seconds, width, **style)
-        left.set_title(f"{result.mix}, {result.mean_steps:.0f} steps on average", fontsize=10)
+        left.set_title(
+            f"{result.network}, {result.mix}: {result.mean_steps:.0f} steps on average", fontsize=10
+        )
         left.set_xlabel("requests per second")
         left.set_xlim(left=0)
         left.xaxis.set_major_formatter("{x:,g}")

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/sequences.py [--quick] [--folder bench] [--data NEURONA_DATA]
 
-One LSTM is served by one server for each policy; only the policy differs:
+An LSTM is served by one server for each policy; only the policy differs:
 
     neurona   as the server chooses by itself
     padded    (a) what arrived first shares a run, padded to the longest of it
@@ -10,8 +10,9 @@ One LSTM is served by one server for each policy; only the policy differs:
     equal     (c) sequences of equal length share a run, whenever they arrived
     single    (d) no batches
 
-Requests come at random times, at shares of what each server can do, and their times count from when
-they should have been sent. It is one file since every figure is of the same servers and requests.
+Requests come at random times, at shares of the highest rate that each server sustains, and their
+times count from when they should have been sent. It is one file since every figure is of the same
+servers and requests.
 """
 
 import argparse
@@ -35,7 +36,7 @@ import grpc
 import numpy as np
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from models import Model, create_model
+from models import FACTORIES, Model, create_model
 from prometheus_client.parser import text_string_to_metric_families
 from sequence_lengths import MIXES, Lengths, class_bounds, draw_lengths, length_class
 from sequence_load import Arrivals, Load, send_load
@@ -48,8 +49,16 @@ ROOT = Path(__file__).parents[2]
 SHARES = (0.25, 0.5, 0.65, 0.8, 0.9, 0.95)
 """Of a server's capacity, at which requests come."""
 COMPARED_SHARES = (0.5, 0.8, 0.95)
+NETWORKS = ("lstm", "lstm512")
+"""With 128 and 512 units; what the lengths of other data do is measured with the first one."""
+LOG_NORMAL = "log-normal"
 IN_FLIGHT = 256
-"""With so many requests always in flight a server shows its capacity."""
+"""With so many requests always in flight a server runs full batches."""
+FEWER_IN_FLIGHT = (8, 32)
+"""A policy that pads is faster with few requests in flight than with many."""
+BISECTIONS = 6
+MAX_GROWTH = 0.03
+"""Part of the requests that may wait more at the end than at the start of a sustained rate."""
 SEQUENCES = 1000
 """That are drawn from."""
 CLASSES = ("shortest quarter", "second quarter", "third quarter", "longest quarter")
@@ -109,17 +118,18 @@ class Point:
 
 @dataclass
 class Curve:
-    """All points of one server with one mix of lengths, and its capacity by round."""
+    """All points of one server with one mix of lengths.
 
-    capacities: list[float] = field(default_factory=list)
+    Attributes:
+        capacity: The highest rate that it sustains, requests per second at random times.
+        full_rates: Responses per second with many requests always in flight, by round.
+    """
+
+    capacity: float = 0.0
+    full_rates: list[float] = field(default_factory=list)
     cpu_microseconds: list[float] = field(default_factory=list)
-    """Of the server, for each response at its capacity: what else runs changes it little."""
+    """Of the server, for each of these responses: what else runs changes it little."""
     points: list[Point] = field(default_factory=list)
-
-    @property
-    def capacity(self) -> float:
-        """Responses per second with many requests in flight."""
-        return median(self.capacities)
 
     def point(self, share: float) -> Point:
         """Returns the point at a share of the capacity."""
@@ -130,13 +140,20 @@ class Curve:
         points = sorted(self.points, key=lambda one: median(one.rates))
         return next((one for one in points if median(one.rates) >= rate), points[-1])
 
-    def rate_at(self, p99: float) -> float:
+    def rate_at(self, p99: float, round_number: int | None = None) -> float:
         """Returns the highest rate at which 99 % of requests take at most `p99` seconds.
 
         It is interpolated between the points; beyond the last one it is the last one's rate, and
         below the first one 0.
+
+        Args:
+            p99: Seconds.
+            round_number: Whose points count. None: the medians of all rounds.
         """
-        points = sorted((median(one.rates), median(one.p99)) for one in self.points)
+        points = sorted(
+            (_of_round(one.rates, round_number), _of_round(one.p99, round_number))
+            for one in self.points
+        )
         within = [index for index, (_, seconds) in enumerate(points) if seconds <= p99]
         if not within:
             return 0.0
@@ -147,11 +164,16 @@ class Curve:
         return rate + part * (next_rate - rate)
 
 
+def _of_round(values: Sequence[float], round_number: int | None) -> float:
+    return median(values) if round_number is None else values[round_number]
+
+
 @dataclass
 class MixResult:
-    """Everything that was measured with one mix of lengths."""
+    """Everything that was measured with one network and one mix of lengths."""
 
     mix: str
+    network: str
     mean_steps: float
     bounds: list[int]
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -260,15 +282,15 @@ def measure_mix(
 ) -> MixResult:
     """Measures all servers with one mix of lengths, in rounds."""
     mean = round(float(lengths.mean()))
-    result = MixResult(mix, float(lengths.mean()), class_bounds(lengths))
+    result = MixResult(mix, model.name, float(lengths.mean()), class_bounds(lengths))
     requests = make_requests(model, lengths)
     bodies = [request.SerializeToString() for request in requests]
     same = make_requests(model, np.full(len(lengths), mean))
     same_bodies = [request.SerializeToString() for request in same]
     for name, arm in arms.items():
-        result.curves[name] = Curve()
         in_flight = Load(arm.address, bodies, in_flight=IN_FLIGHT, seconds=seconds)
         check_answers(model, requests, send_load(in_flight))
+        result.curves[name] = Curve(find_capacity(arm, bodies, seconds))
     for round_number in range(rounds):
         for name, arm in _rotate(arms, round_number):
             load = Load(
@@ -277,21 +299,42 @@ def measure_mix(
             before = arm.cpu_seconds()
             arrivals = send_load(load)
             cpu = arm.cpu_seconds() - before
-            result.curves[name].capacities.append(arrivals.rate)
+            result.curves[name].full_rates.append(arrivals.rate)
             result.curves[name].cpu_microseconds.append(1e6 * cpu / arrivals.total)
             if name == OURS:
                 equal = send_load(Load(**{**vars(load), "bodies": same_bodies})).rate
-                result.one_length_ratios.append(result.curves[name].capacities[-1] / equal)
+                result.one_length_ratios.append(result.curves[name].full_rates[-1] / equal)
     for name, curve in result.curves.items():
-        _say(f"{mix}, {name}: {curve.capacity:.0f} per second")
+        _say(f"{model.name}, {mix}, {name}: {curve.capacity:.0f} per second")
         curve.points = [Point(share, share * curve.capacity) for share in shares]
     for round_number in range(rounds):
         for index, share in enumerate(shares):
             for name, arm in _rotate(arms, round_number):
                 point = result.curves[name].points[index]
                 _measure_point(arm, bodies, lengths, result.bounds, point, seconds, round_number)
-                _say(f"{mix}, {name}, {share:.0%}: p99 {1000 * point.p99[-1]:.1f} ms")
+                _say(f"{model.name}, {mix}, {name}, {share:.0%}: p99 {1000 * point.p99[-1]:.1f} ms")
     return result
+
+
+def find_capacity(arm: RunningArm, bodies: Sequence[bytes], seconds: float) -> float:
+    """Returns the highest rate of requests at random times that a server sustains."""
+    full = Load(arm.address, bodies, in_flight=IN_FLIGHT, seconds=seconds)
+    fewer = [Load(**{**vars(full), "in_flight": number}) for number in FEWER_IN_FLIGHT]
+    low, high = 0.0, 1.1 * max(send_load(one).rate for one in (full, *fewer))
+    for step in range(BISECTIONS):
+        rate = (low + high) / 2
+        load = Load(arm.address, bodies, rate=rate, seconds=1.5 * seconds, seed=200 + step)
+        if is_sustained(send_load(load)):
+            low = rate
+        else:
+            high = rate
+    return low or high
+
+
+def is_sustained(arrivals: Arrivals) -> bool:
+    """Returns whether all requests had responses, and hardly more waited at the end."""
+    number = len(arrivals.latencies)
+    return not arrivals.failed and number - arrivals.ended <= MAX_GROWTH * number
 
 
 def _measure_point(
@@ -335,14 +378,36 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def ratios_at_equal_p99(result: MixResult, name: str) -> dict[float, float]:
-    """Returns, by share of another server's capacity, our rate at its p99, divided by its rate."""
+def ratios_at_equal_p99(
+    result: MixResult, name: str, round_number: int | None = None
+) -> dict[float, float]:
+    """Returns, by share of another server's capacity, our rate at its p99, divided by its rate.
+
+    Args:
+        result: Of a network and a mix of lengths.
+        name: Of the other server.
+        round_number: What is compared. None: the medians of all rounds.
+    """
     ours, other = result.curves[OURS], result.curves[name]
     return {
-        one.share: ours.rate_at(median(one.p99)) / median(one.rates)
+        one.share: ours.rate_at(_of_round(one.p99, round_number), round_number)
+        / _of_round(one.rates, round_number)
         for one in other.points
         if one.share in COMPARED_SHARES
     }
+
+
+def _ratio_texts(result: MixResult, name: str) -> list[str]:
+    """Returns the ratios at the p99 of another server, each with its range over the rounds."""
+    rounds = [
+        ratios_at_equal_p99(result, name, index)
+        for index in range(len(result.curves[name].full_rates))
+    ]
+    texts = []
+    for share, ratio in ratios_at_equal_p99(result, name).items():
+        values = [one[share] for one in rounds]
+        texts.append(f"{ratio:.2f} ({min(values):.2f}-{max(values):.2f})")
+    return texts
 
 
 def write_results(results: Sequence[MixResult], titles: dict[str, str], folder: Path) -> str:
@@ -370,21 +435,27 @@ def _environment() -> str:
 
 
 def _mix_text(result: MixResult, titles: dict[str, str]) -> str:
-    head = ["", "capacity", "CPU µs", *(f"p99 at {share:.0%}" for share in COMPARED_SHARES)]
+    head = [
+        "",
+        "capacity",
+        "256 in flight",
+        "CPU µs",
+        *(f"p99 at {share:.0%}" for share in COMPARED_SHARES),
+    ]
     head += ["padded", "failed", *(f"{share:.0%}: ours at its p99" for share in COMPARED_SHARES)]
     rows, class_rows = [], []
     for name, curve in result.curves.items():
         points = [curve.point(share) for share in COMPARED_SHARES]
-        ratios = ratios_at_equal_p99(result, name)
         rows.append(
             [
                 titles[name],
                 f"{curve.capacity:,.0f}",
+                f"{median(curve.full_rates):,.0f}",
                 f"{median(curve.cpu_microseconds):.0f}",
                 *(_milliseconds(one.p99) for one in points),
                 f"{median(points[1].padded_shares):.0%}",
                 str(sum(one.failed for one in points)),
-                *("" if name == OURS else f"{ratios[one.share]:.2f}" for one in points),
+                *([""] * len(points) if name == OURS else _ratio_texts(result, name)),
             ]
         )
         p50s, p99s = np.median(points[1].class_p50, axis=0), np.median(points[1].class_p99, axis=0)
@@ -397,8 +468,11 @@ def _mix_text(result: MixResult, titles: dict[str, str]) -> str:
     )
     bounds = ", ".join(map(str, result.bounds))
     return (
-        f"## {result.mix}: {result.mean_steps:.1f} steps on average, quarters end at {bounds}\n\n"
-        f"Requests per second, CPU time of the server for each, milliseconds; medians of the "
+        f"## {result.network}, {result.mix}: {result.mean_steps:.1f} steps on average, "
+        f"quarters end at {bounds}\n\n"
+        f"Requests per second: the highest rate of random arrivals that is sustained, and with "
+        f"{IN_FLIGHT} always in flight, with the CPU time of the server for each; milliseconds at "
+        f"shares of the capacity; medians of the rounds, ratios with their range over the "
         f"rounds.\n\n{grid(head, rows)}\n\n"
         f"p50 / p99 in milliseconds at 80 % of the capacity, by length:\n\n"
         f"{grid(['', *CLASSES], class_rows)}\n\n{one_length}"
@@ -435,33 +509,44 @@ def must_show(result: MixResult) -> list[tuple[str, float, float]]:
 def main() -> None:
     arguments = _arguments()
     shares = COMPARED_SHARES if arguments.quick else SHARES
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        model = create_model("lstm", arguments.folder / "models")
-        repository = Path(temporary) / "models"
-        (repository / model.name / "1").mkdir(parents=True)
-        shutil.copy(model.file, repository / model.name / "1" / "model.onnx")
-        chosen = [one for one in (*ARMS, *FORCED) if one.name in arguments.arms]
-        arms = {one.name: stack.enter_context(running_arm(one, repository)) for one in chosen}
-        results = []
-        for mix in arguments.mixes:
-            lengths = draw_lengths(mix, SEQUENCES, arguments.data)
-            results.append(
-                measure_mix(
-                    mix,
-                    model,
-                    arms,
-                    lengths,
-                    shares=shares,
-                    rounds=arguments.rounds,
-                    seconds=arguments.seconds,
+    chosen = [one for one in (*ARMS, *FORCED) if one.name in arguments.arms]
+    results: list[MixResult] = []
+    for index, network in enumerate(arguments.networks):
+        model = create_model(network, arguments.folder / "models")
+        with serving(model, chosen) as arms:
+            for mix in arguments.mixes if index == 0 else {LOG_NORMAL} & {*arguments.mixes}:
+                lengths = draw_lengths(mix, SEQUENCES, arguments.data)
+                results.append(
+                    measure_mix(
+                        mix,
+                        model,
+                        arms,
+                        lengths,
+                        shares=shares,
+                        rounds=arguments.rounds,
+                        seconds=arguments.seconds,
+                    )
                 )
-            )
-            text = write_results(results, {one.name: one.title for one in chosen}, arguments.folder)
+                titles = {one.name: one.title for one in chosen}
+                text = write_results(results, titles, arguments.folder)
     print(text)
     for result in results:
         for title, value, least in must_show(result):
             verdict = "holds" if value >= least else "falls short"
-            print(f"{result.mix}: {title}: {value:.2f} (expected at least {least:g}): {verdict}")
+            print(
+                f"{result.network}, {result.mix}: {title}: {value:.2f} "
+                f"(expected at least {least:g}): {verdict}"
+            )
+
+
+@contextlib.contextmanager
+def serving(model: Model, chosen: Sequence[Arm]) -> Iterator[dict[str, RunningArm]]:
+    """Starts a server of a model for each arm, and stops them."""
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        repository = Path(temporary)
+        (repository / model.name / "1").mkdir(parents=True)
+        shutil.copy(model.file, repository / model.name / "1" / "model.onnx")
+        yield {one.name: stack.enter_context(running_arm(one, repository)) for one in chosen}
 
 
 def _arguments() -> argparse.Namespace:
@@ -471,6 +556,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     parser.add_argument("--arms", nargs="+", choices=names, default=[one.name for one in ARMS])
+    parser.add_argument("--networks", nargs="+", choices=FACTORIES, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--folder", type=Path, default=ROOT / "bench", help="for results")
@@ -481,7 +567,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the log-normal mix, one short round")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.mixes, arguments.rounds, arguments.seconds = ["log-normal"], 1, 0.2
+        arguments.mixes, arguments.networks = [LOG_NORMAL], arguments.networks[:1]
+        arguments.rounds, arguments.seconds = 1, 0.2
     return arguments
 
 

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 from support import onnx_models
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sequence_load import OK, Load, make_load
-from sequences import Curve, Point
+from sequence_load import OK, Arrivals, Load, make_load
+from sequences import Curve, Point, is_sustained
 
 from neurona_protos.prediction_pb2 import ModelMetadata, PredictRequest, Task
 from neurona_protos.tensors import to_tensor
@@ -29,7 +29,7 @@ def run_benchmark(script, *arguments):
 
 
 def curve_of(*points):
-    curve = Curve(capacities=[1000.0])
+    curve = Curve(1000.0)
     for share, rate, p99 in points:
         curve.points.append(Point(share, rate, rates=[rate], p50=[p99], p99=[p99]))
     return curve
@@ -52,6 +52,15 @@ def test_the_point_of_a_rate_is_not_below_it():
 def test_the_highest_rate_within_a_p99_counts_if_a_lower_one_was_slower():
     curve = curve_of((0.5, 100.0, 0.05), (0.8, 200.0, 0.02), (0.95, 300.0, 0.2))
     assert 200.0 < curve.rate_at(0.03) < 300.0
+
+
+def test_a_rate_at_which_more_and_more_waits_is_not_sustained():
+    arrivals = Arrivals(latencies=[0.1] * 1000, statuses=[OK] * 1000, seconds=2.0, ended=980)
+    assert is_sustained(arrivals)
+    arrivals.ended = 900  # the others came after the two seconds
+    assert not is_sustained(arrivals)
+    arrivals.ended, arrivals.statuses[3] = 999, NOT_FOUND
+    assert not is_sustained(arrivals)
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_a_predict_passes_six_files_and_consults_few(recorder, make_server, inli
     for calls in (cold, warm):
         assert first_entries(calls) == list(MAIN_LINE)
         files = {path for path, _ in calls}
-        assert len(files) <= MAX_FILES, sorted(files)
+        assert len(files) <= MAX_FILES, "\n".join(sorted(files))
 
 
 def test_the_manual_names_these_files():
