@@ -20,7 +20,7 @@ def run_benchmark(script, *arguments):
 
 
 def test_the_batching_benchmark_runs():
-    printed = run_benchmark("batching.py", "--seconds", "1", "--rounds", "1")
+    printed = run_benchmark("batching.py", "--seconds", "0.3", "--rounds", "1")
     for title in ("(a)", "(b)", "(c)"):
         assert f"### {title}" in printed
     assert "| succeeded |" in printed

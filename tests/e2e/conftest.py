@@ -1,5 +1,7 @@
 """The demo, run once, and servers as processes of their own."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +14,22 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
-    """The repository that the demo made, and the output of the demo."""
-    repository = tmp_path_factory.mktemp("demo") / "models"
-    command = [sys.executable, ROOT / "deploy" / "demo.py", "--repository", repository]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return repository, done.stdout
+    """The repository that the demo made, and the output of the demo.
+
+    It trains for half a minute: the processes of one test run share it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    repository, printed = folder / "demo" / "models", folder / "demo" / "printed.txt"
+    with (folder / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            command = [sys.executable, ROOT / "deploy" / "demo.py", "--repository", repository]
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
+            assert done.returncode == 0, done.stderr[-3000:]
+            printed.write_text(done.stdout)
+    return repository, printed.read_text()
 
 
 @pytest.fixture
