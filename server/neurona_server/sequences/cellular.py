@@ -62,13 +62,52 @@ COST_RUNS = 32
 INITIAL_OVERHEAD = 100e-6
 """Seconds between two runs, before the first were measured."""
 
-LEARNING_RATE = 0.1
-"""Weight of the newest overhead in the average."""
+LEARNING_RATE = 0.05
+"""Weight of the newest overhead in the averages."""
 
 MAX_OVERHEAD = 0.01
 """Seconds; more is a pause of the thread, not work."""
 
+MIN_VARIANCE = 0.25
+"""Of the number of requests that join or end between two runs, to learn what each takes."""
+
+MIN_FIXED_SHARE = 0.1
+"""Of the time between two runs, which does not come from requests: less would be noise."""
+
 Ints = NDArray[np.int64]
+
+
+class _OverheadEstimate:
+    """Learns what is done between two runs, and which part of it does not come from requests.
+
+    That requests join and get their responses takes the same, however many steps a run has: the
+    rest counts for their choice. Both parts are those of a line through the times by the number of
+    requests (least squares, with weights that decline exponentially).
+    """
+
+    def __init__(self) -> None:
+        self.seconds = INITIAL_OVERHEAD
+        self.fixed_seconds = INITIAL_OVERHEAD
+        self._requests = self._squares = self._products = 0.0  # averages, the last one by seconds
+
+    def record(self, seconds: float, requests: int) -> None:
+        """Learn from the time between two runs.
+
+        Args:
+            seconds: The time.
+            requests: That joined in it, and that had responses.
+        """
+        seconds = min(max(seconds, 0.0), MAX_OVERHEAD)
+        self.seconds += LEARNING_RATE * (seconds - self.seconds)
+        self._requests += LEARNING_RATE * (requests - self._requests)
+        self._squares += LEARNING_RATE * (requests * requests - self._squares)
+        self._products += LEARNING_RATE * (requests * seconds - self._products)
+        variance = self._squares - self._requests**2
+        covariance = self._products - self._requests * self.seconds
+        fixed = self.seconds
+        if variance > MIN_VARIANCE and covariance > 0:
+            fixed -= covariance / variance * self._requests
+        self.fixed_seconds = max(fixed, MIN_FIXED_SHARE * self.seconds)
 
 _NORMAL_WEIGHT = WEIGHTS[Priority.NORMAL]
 _STEPS = np.array(CHUNK_STEPS)
@@ -166,7 +205,8 @@ class SequenceSlots:
         self._chunk_costs: dict[int, NDArray[np.float64]] = {}  # by the rows of a run
         self._row_limits = RowLimits(batch_sizes)
         self._runs = 0
-        self._overhead = INITIAL_OVERHEAD
+        self._overhead = _OverheadEstimate()
+        self._turn_requests = 0  # that have joined or ended since the last turn began
         self._turn_started = self._run_started = self._run_seconds = 0.0
         self._ended: Sequence[Request] = ()
         # By slot: the steps that are left, where the next one is in the windows, and how many steps
@@ -197,7 +237,7 @@ class SequenceSlots:
     @property
     def overhead(self) -> float:
         """The measured seconds between two runs."""
-        return self._overhead
+        return self._overhead.seconds
 
     def add(self, requests: Sequence[Request]) -> bool:
         for request in requests:
@@ -336,6 +376,7 @@ class SequenceSlots:
         self._drop_plan()
         self._on_run(run_rows * steps, int(counts.sum()))
         self._ended = [entry.request for entry in ended]
+        self._turn_requests += len(ended)
         self._release(ended)
         # Without requests the next turn begins after a wait for some.
         self._run_seconds = run_ended - self._run_started if self._by_request else 0.0
@@ -368,24 +409,25 @@ class SequenceSlots:
         rows = len(left)
         costs = self._chunk_costs.get(rows)
         if costs is None:
-            costs = _seconds_of_chunks(rows, self._base, self._cost, self._overhead)
+            fixed = self._overhead.fixed_seconds
+            costs = _seconds_of_chunks(rows, self._base, self._cost, fixed)
             self._chunk_costs[rows] = costs
         steps, _ = _most_in_a_second(left, costs)
         return min(steps, int(left.max()))
 
     def _seconds_of_row(self, rows: int, base: Hashable) -> float:
         """Return the seconds of a step of a row, in runs of so many that have many steps left."""
-        seconds = _seconds_of_chunks(rows, base, self._cost, self._overhead)
+        seconds = _seconds_of_chunks(rows, base, self._cost, self._overhead.seconds)
         return float((seconds / _STEPS).min()) / rows
 
     def _note_turn(self) -> None:
         """Learn the time between two runs, if one has just ended."""
         now = self._clock()
         if self._run_seconds:
-            overhead = now - self._turn_started - self._run_seconds
-            overhead = min(max(overhead, 0.0), MAX_OVERHEAD)
-            self._overhead += LEARNING_RATE * (overhead - self._overhead)
+            seconds = now - self._turn_started - self._run_seconds
+            self._overhead.record(seconds, self._turn_requests)
             self._run_seconds = 0.0
+        self._turn_requests = 0
         self._turn_started = now
 
     def _has_other_sizes(self, request: Request) -> bool:
@@ -454,6 +496,7 @@ class SequenceSlots:
         insort(self._entries, entry)
         self._by_request[request] = entry
         self._taken += len(rows)
+        self._turn_requests += 1
         self._on_join(request.group)
         self._drop_plan()
 
