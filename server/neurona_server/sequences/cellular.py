@@ -48,7 +48,7 @@ PATIENCE = 1.0
 Any bound keeps long sequences from starving; with more, short ones wait less under overload."""
 
 URGENT_RUNS = 2.0
-"""A sequence gets its turn this long before its deadline, relative to its own time in runs."""
+"""A sequence runs from this long before its deadline, relative to its own time in runs."""
 
 WINDOW_STEPS = 2 * CHUNK_STEPS[-1]
 """Steps of a sequence that are copied into the window of its slot at once."""
@@ -77,7 +77,7 @@ MIN_FIXED_SHARE = 0.1
 Ints = NDArray[np.int64]
 
 
-class _OverheadEstimate:
+class OverheadEstimate:
     """Learns what is done between two runs, and which part of it does not come from requests.
 
     That requests join and get their responses takes the same, however many steps a run has: the
@@ -109,6 +109,7 @@ class _OverheadEstimate:
             fixed -= covariance / variance * self._requests
         self.fixed_seconds = max(fixed, MIN_FIXED_SHARE * self.seconds)
 
+
 _NORMAL_WEIGHT = WEIGHTS[Priority.NORMAL]
 _STEPS = np.array(CHUNK_STEPS)
 
@@ -123,7 +124,10 @@ class _Slots:
 
     steps: int
     due: float
-    """The time by which its turn comes in any case: requests run in the order of these."""
+    """The time by which its turn comes in any case: the one of the earliest leads a run."""
+
+    urgent_from: float
+    """The time from which it runs in any case, so that it keeps its deadline."""
 
     window_start: int = 0
     """The step that is the first one in its windows."""
@@ -205,7 +209,7 @@ class SequenceSlots:
         self._chunk_costs: dict[int, NDArray[np.float64]] = {}  # by the rows of a run
         self._row_limits = RowLimits(batch_sizes)
         self._runs = 0
-        self._overhead = _OverheadEstimate()
+        self._overhead = OverheadEstimate()
         self._turn_requests = 0  # that have joined or ended since the last turn began
         self._turn_started = self._run_started = self._run_seconds = 0.0
         self._ended: Sequence[Request] = ()
@@ -293,12 +297,28 @@ class SequenceSlots:
                 self._step_seconds = self._seconds_of_row(max_rows, self._base)
         self._run_rows = max_rows
         rows = 0
-        for entry in self._entries:
+        for entry in self._similar_first(max_rows):
             rows += len(entry.rows)
             if rows > max_rows and requests:
                 break
             requests.append(entry.request)
         return requests
+
+    def _similar_first(self, max_rows: int) -> Sequence[_Slots]:
+        """Return the requests in the slots, in the order in which the next run takes them.
+
+        If there are more than a run takes, the one that is due first leads it. Then come those
+        whose deadlines are near, and those that have about as many steps left as the leader:
+        others would make the run longer, or be padded in it.
+        """
+        entries = self._entries
+        if self._taken <= max_rows or len(entries) < 2:
+            return entries
+        left = self._left[np.array([entry.rows[0] for entry in entries])]
+        distances = np.abs(left - left[0])
+        now = self._clock()
+        distances[[entry.urgent_from <= now for entry in entries]] = 0
+        return [entries[index] for index in np.argsort(distances, kind="stable").tolist()]
 
     def remove(self, requests: Sequence[Request]) -> None:
         self._release([self._by_request[one] for one in requests if one in self._by_request])
@@ -314,7 +334,13 @@ class SequenceSlots:
             start, stop = stop, stop + one.rows
             outputs = {index: array[start:stop] for index, array in entry.outputs.items()}
             part = _Slots(
-                one, entry.rows[start:stop], entry.steps, entry.due, entry.window_start, outputs
+                one,
+                entry.rows[start:stop],
+                entry.steps,
+                entry.due,
+                entry.urgent_from,
+                entry.window_start,
+                outputs,
             )
             self._by_request[one] = part
             parts.append(part)
@@ -484,8 +510,8 @@ class SequenceSlots:
         rows = np.array(self._free[: -request.rows - 1 : -1])
         due = self._due(request.queued_at, request.group, request.priority)
         run = self._cost(self._run_rows, request.group)
-        due = min(due, request.deadline - URGENT_RUNS * run)
-        entry = _Slots(request, rows, steps, due)
+        urgent_from = request.deadline - URGENT_RUNS * run
+        entry = _Slots(request, rows, steps, min(due, urgent_from), urgent_from)
         state = request.inputs.get(STATE)
         self._states[rows] = 0.0 if state is None else state
         for name, constants in self._constants.items():

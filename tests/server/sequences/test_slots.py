@@ -12,7 +12,12 @@ from support.fakes import Clock, FakeRequest, Puppet, PuppetBatcher
 from neurona_server.batching.batch import Batch
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import DeadlineExceededError, QueueFullError
-from neurona_server.sequences.cellular import INITIAL_OVERHEAD, SequenceSlots, merge_all_lengths
+from neurona_server.sequences.cellular import (
+    INITIAL_OVERHEAD,
+    OverheadEstimate,
+    SequenceSlots,
+    merge_all_lengths,
+)
 from neurona_server.sequences.cost import SequenceCostModel
 from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
 from neurona_server.sequences.ragged import LengthGroup, bucket_end
@@ -59,6 +64,65 @@ def test_a_run_has_as_many_rows_as_pay_and_the_others_wait():
     )
     every.add([request(40) for _ in range(64)])
     assert len(every.next_requests(64)) == 64
+
+
+def test_a_run_takes_those_with_similar_lengths_from_the_slots():
+    clock = Clock()
+    slots = SequenceSlots(FORM, lambda rows, group: 1e-3, 8, clock=clock)
+    lengths = [100, 5, 5, 101, 5, 99, 5, 102, 5, 98, 103, 5, 97, 5, 104]
+    requests = [request(steps) for steps in lengths]
+    for one in requests:  # the cost is the same for all: the first one is due first
+        one.queued_at = clock.now = clock.now + 1e-6
+    slots.add(requests)
+    first = slots.next_requests(8)
+    assert first[0] is requests[0]
+    assert sorted(one.inputs["x"].shape[1] for one in first) == [
+        97,
+        98,
+        99,
+        100,
+        101,
+        102,
+        103,
+        104,
+    ]
+    clock.now += 60.0
+    urgent = request(3, deadline=clock.now + 1e-4)
+    slots.add([urgent])
+    assert urgent in slots.next_requests(8)
+
+
+def test_every_sequence_leads_at_some_time_however_many_similar_ones_come():
+    clock = Clock()
+    slots = SequenceSlots(FORM, cost, 4, clock=clock)
+    other = request(300)
+    slots.add([other])
+    for _ in range(400):
+        clock.now += 1e-3
+        arriving = [request(7) for _ in range(slots.room // 2)]
+        for one in arriving:
+            one.queued_at = clock.now
+        if arriving:
+            slots.add(arriving)
+        take_turn(slots, 4)
+        if other in slots.pop_ended():
+            break
+    else:
+        pytest.fail("the long sequence never ended")
+
+
+def test_what_requests_take_does_not_make_runs_longer():
+    """The choice of steps counts what a turn takes whatever requests join or end."""
+    estimate = OverheadEstimate()
+    choose = random.Random(2)  # noqa: S311  a test
+    for _ in range(400):
+        number = choose.randrange(30)
+        estimate.record(80e-6 + 20e-6 * number + choose.gauss(0, 20e-6), number)
+    assert 40e-6 < estimate.fixed_seconds < 120e-6
+    assert 250e-6 < estimate.seconds < 500e-6
+    for _ in range(400):
+        estimate.record(200e-6, 3)  # the same number each time: nothing says what each takes
+    assert estimate.fixed_seconds == pytest.approx(200e-6, rel=0.05)
 
 
 def test_waiting_for_requests_is_no_work_between_two_runs():
