@@ -1,6 +1,7 @@
 """Holds many sessions open, each with a step a second; prints Markdown.
 
-    python tests/benchmarks/sessions.py [--sessions 10000] [--seconds 20] [--folder bench]
+    python tests/benchmarks/sessions.py [--sessions 10000] [--seconds 20] [--network lstm32]
+        [--processes 1] [--folder bench]
 
 Every session sends a sequence of its own, one step at a time, and its last answer is compared with
 ONNX Runtime's for the whole sequence. The memory is that of the server before, with as many open
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from models import Model, create_model
+from models import FACTORIES, Model, create_model
 from processes import PREDICT, Command, RunningServer, Server, start_server
 from sequence_load import Connection, encode_headers
 from servers import copy_model, neurona_command
@@ -90,14 +91,16 @@ class Held:
 
 
 @contextmanager
-def session_server(model: Model, sessions: int) -> Iterator[RunningServer]:
-    """Starts a server that takes so many sessions."""
+def session_server(model: Model, sessions: int, processes: int) -> Iterator[RunningServer]:
+    """Starts a server that takes so many sessions in each of its processes."""
 
     def command(model: Model, folder: Path, address: str) -> Command:
         copy_model(model, folder / "models")
         limit = str(sessions + 1000)
         return neurona_command(
-            folder / "models", address, "--max-sessions", limit, "--max-streams", limit
+            folder / "models",
+            address,
+            *("--max-sessions", limit, "--max-streams", limit, "--processes", str(processes)),
         )
 
     server = Server("neurona", (PREDICT,), command)
@@ -115,9 +118,9 @@ def describe_state_bytes(address: str, model: str) -> int:
     return int(described.sequences.state_bytes)
 
 
-def stream_memory(model: Model, streams: int) -> float:
+def stream_memory(model: Model, streams: int, processes: int) -> float:
     """Returns the bytes that a server takes for an open stream without a state."""
-    with session_server(model, streams) as running:
+    with session_server(model, streams, processes) as running:
         before = running.memory_bytes()
         connections = [Connection(running.address) for _ in range(CONNECTIONS)]
         headers = encode_headers(PREDICT_STREAM)
@@ -141,7 +144,7 @@ def _let_write(connections: list[Connection]) -> None:
             one.write_unsent()
 
 
-def hold(model: Model, sessions: int, seconds: float) -> Held:
+def hold(model: Model, sessions: int, seconds: float, processes: int) -> Held:
     """Opens sessions and gives each a step a second."""
     steps = int(seconds) + 2
     features = model.row[-1]
@@ -161,8 +164,8 @@ def hold(model: Model, sessions: int, seconds: float) -> Held:
         ],
         seconds=seconds,
     )
-    per_stream = stream_memory(model, sessions)
-    with session_server(model, sessions) as running:
+    per_stream = stream_memory(model, sessions, processes)
+    with session_server(model, sessions, processes) as running:
         state_bytes = describe_state_bytes(running.address, model.name)
         before = running.memory_bytes()
         start = time.perf_counter()
@@ -226,11 +229,12 @@ def count_wrong(model: Model, sequences: np.ndarray, outcome: SessionOutcome) ->
     return wrong, refused
 
 
-def table(held: Held) -> str:
-    """Returns the measurements as Markdown, and what was expected of them."""
+def table(held: Held, server: str) -> str:
+    """Returns the measurements of a server as Markdown, and what was expected of them."""
     predicted = held.stream_bytes + held.state_bytes
     return (
-        f"# Sessions\n\n{os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}.\n\n"
+        f"# Sessions\n\n{server}; {os.cpu_count()} CPUs, load average "
+        f"{os.getloadavg()[0]:.1f}.\n\n"
         f"| | |\n|---|---|\n"
         f"| sessions open | {held.sessions:,}, after {held.open_seconds:.1f} s |\n"
         f"| steps answered | {held.step_rate:,.0f} per second for {held.seconds:.0f} s |\n"
@@ -255,11 +259,13 @@ def main() -> None:
     )
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--network", choices=FACTORIES, default="lstm32")
+    parser.add_argument("--processes", type=int, default=1, help="of the server")
     parser.add_argument("--folder", type=Path, default=ROOT / "bench", help="for results")
     arguments = parser.parse_args()
-    model = create_model("lstm", arguments.folder / "models")
-    held = hold(model, arguments.sessions, arguments.seconds)
-    text = table(held)
+    model = create_model(arguments.network, arguments.folder / "models")
+    held = hold(model, arguments.sessions, arguments.seconds, arguments.processes)
+    text = table(held, f"{arguments.network}, processes: {arguments.processes}")
     (arguments.folder / "sessions.md").write_text(text)
     (arguments.folder / "sessions.json").write_text(json.dumps(vars(held), indent=1) + "\n")
     print(text)

@@ -133,7 +133,9 @@ def test_the_sequence_benchmark_compares_policies(folder):
 
 @pytest.mark.slow
 def test_the_session_benchmarks_find_no_wrong_answer(folder):
-    printed = run_benchmark("sessions.py", "--sessions", 20, "--seconds", 2, "--folder", folder)
+    printed = run_benchmark(
+        "sessions.py", "--sessions", 20, "--seconds", 2, "--network", "lstm", "--folder", folder
+    )
     assert "| sessions with a wrong answer, with a refused step | 0, 0 |" in printed
     printed = run_benchmark("session_campaign.py", "--steps", 500, "--folder", folder)
     assert printed.endswith(": 0 wrong answers or statuses\n")
