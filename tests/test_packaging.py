@@ -97,6 +97,7 @@ def test_no_combination_of_extras_installs_two_runtimes(wheel, target):
     assert counts[True] == ({1} if "onnxruntime-gpu" in runtimes("gpu") else {0, 1})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pip_resolves_all_extras_to_one_runtime(wheel, tmp_path):
     extras = PROJECT["project"]["optional-dependencies"]

@@ -15,6 +15,7 @@ SECONDS = 12.0
 RECOVERED = 1.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("secure", "flags"),
     [(True, ["--transport", "cygrpc"]), (False, ["--transport", "aio", "--processes", "2"])],

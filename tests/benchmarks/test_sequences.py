@@ -120,6 +120,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_sequence_benchmark_compares_policies(folder):
     printed = run_benchmark(

@@ -96,6 +96,7 @@ def test_without_control_new_versions_are_ignored(serve, tmp_path):
     assert predict(server) == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_is_freed_by_unloading(serve, tmp_path):
     onnx_models.save_classifier(tmp_path / "classifier" / "1" / "model.onnx")

@@ -19,6 +19,7 @@ CONNECTIONS = 200
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transport", ["cygrpc", "aio"])
 def test_a_server_with_few_descriptors_under_many_connections(repository, tmp_path, transport):
     address, metrics_address = free_addresses(2)

@@ -92,6 +92,7 @@ def resident(pid):
     return pages * os.sysconf("SC_PAGESIZE")
 
 
+@pytest.mark.long
 def test_versions_are_replaced_every_second_under_load(serve, tmp_path):
     root = tmp_path / "models"
     (root / "m").mkdir(parents=True)

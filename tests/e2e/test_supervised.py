@@ -289,6 +289,7 @@ def test_a_new_process_does_not_wait_for_a_file_that_the_old_one_had_not_loaded(
     assert server.stop() == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [ONE, TWO], ids=["one", "two"])
 def test_a_process_that_hangs_is_killed_and_restarted(models, serve, connect, wait_until, mode):

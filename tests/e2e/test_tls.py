@@ -52,6 +52,7 @@ def shown_certificate(server, ca, client):
         return tls.getpeercert(binary_form=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("mutual", [False, True], ids=["plain", "mutual"])
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ def test_a_table_is_its_own_question(served, folder, name):
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED, reason="NEURONA_SHARED names no folder with the files")
 def test_published_files_are_their_own_question(tmp_path):
     data = Path(SHARED, "data")

@@ -221,6 +221,7 @@ def test_without_another_server_calls_fail_as_unavailable(servers, coalesce):
         assert client.predict("classifier", ROW).label == "cat"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_server_does_not_close_connections_for_their_pings(servers, monkeypatch):
     lost = []

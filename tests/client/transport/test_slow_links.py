@@ -63,6 +63,7 @@ def slow_link(target, rate=1 << 30, delay=0.0):
                 one.close()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("coalesce", [True, False], ids=["coalescing", "unary"])
 def test_a_large_request_arrives(repository, coalesce):

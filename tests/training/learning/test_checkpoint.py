@@ -90,6 +90,7 @@ def _workers(process):
     return ranks
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_and_a_killed_one_restarts(tmp_path, uninterrupted):

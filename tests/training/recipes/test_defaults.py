@@ -16,6 +16,7 @@ from neurona_training.data.user.spec import UserData
 from neurona_training.recipes import RECIPES
 
 SLOW_RECIPES = ("vgg16", "inception-v3", "resnet18", "resnet50", "xception")
+LONG = [pytest.mark.slow, pytest.mark.long]
 
 
 def _write_table(path, columns):
@@ -85,10 +86,7 @@ def _read(model):
 
 @pytest.mark.parametrize(
     ("name", "kind", "task"),
-    [
-        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in SLOW_RECIPES else [])
-        for case in _cases()
-    ],
+    [pytest.param(*case, marks=LONG if case[0] in SLOW_RECIPES else []) for case in _cases()],
 )
 def test_a_recipe_trains_on_own_data_of_its_kind(own_files, name, kind, task, tmp_path):
     learner = RECIPES[name].learner_options

@@ -91,6 +91,7 @@ def test_connections_without_a_call_leave_room_for_others(start, wait_until):
         each.close()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_connection_has_to_finish_its_handshake(start):
     server = start()
