@@ -32,6 +32,8 @@ except ImportError:  # another implementation of grpcio
 
 log = logging.getLogger(__name__)
 
+_fallback_lock = threading.Lock()
+
 Outcome = bytes | NeuronaError
 """The response of a call, or why there is none."""
 
@@ -341,8 +343,10 @@ class UnaryMethod:
             try:
                 return self._start_on_cygrpc(message, timeout, metadata, callback)
             except (AttributeError, TypeError) as error:
-                self._uses_cygrpc = False
-                _log_fallback(error)
+                with _fallback_lock:  # several threads may make their first call at once
+                    is_first, self._uses_cygrpc = self._uses_cygrpc, False
+                if is_first:
+                    _log_fallback(error)
         end = _end_of(timeout)
         future = self._callable.future(message, timeout=timeout, metadata=metadata)
         future.add_done_callback(lambda call: callback(_outcome_of_call(call, end)))
