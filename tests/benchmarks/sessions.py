@@ -91,7 +91,7 @@ class Held:
 
 
 @contextmanager
-def session_server(model: Model, sessions: int, processes: int) -> Iterator[RunningServer]:
+def session_server(model: Model, sessions: int, processes: int = 1) -> Iterator[RunningServer]:
     """Starts a server that takes so many sessions in each of its processes."""
 
     def command(model: Model, folder: Path, address: str) -> Command:
