@@ -53,6 +53,7 @@ from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.resources import available_cpus
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.health import SERVING, Health
+from neurona_server.rpc.image_workers import ImageWorkers
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
 from neurona_server.rpc.open_inference.service import OpenInference
@@ -146,7 +147,7 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
-        workers = WorkerPool()
+        workers = WorkerPool(ImageWorkers(config.max_image_pixels))
         self._sessions = SessionStore(
             SessionLimits(config.max_sessions, config.session_idle_timeout_s)
         )

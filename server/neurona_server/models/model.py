@@ -18,6 +18,7 @@ from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import ConfigError, DeviceLostError, LoadError, UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
 from neurona_server.models.device_ranking import find_ranking
+from neurona_server.models.encoded_images import ImageInput, find_image_inputs
 from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
@@ -137,6 +138,9 @@ class Model:
         self.chunk_steps = 0
         """Steps of one run, for SEQUENCE_METHOD_CELLULAR."""
 
+        self.images: Mapping[str, ImageInput] = {}
+        """The inputs that take encoded images, by name."""
+
         self.sessions: list[Session] = []
         """On each device, one session for each instance."""
 
@@ -255,6 +259,7 @@ class Model:
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
+        self.images = find_image_inputs(self.metadata, all_inputs)
         plain = options.runtime.run_method == "plain"
         if not any(reshapes.values()) and not session.runs_sequences and not plain:
             self.batcher.ranking = find_ranking(

@@ -19,9 +19,11 @@ from neurona_server.errors import (
     NeuronaError,
     UnavailableError,
 )
+from neurona_server.models.encoded_images import explain_strings
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import RequestIdentity, cancellation_error, log_fields_of
+from neurona_server.rpc.image_requests import EncodedRequest, ImageRequest, find_encoded
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
@@ -98,7 +100,8 @@ class ParsedRequest(NamedTuple):
     """
 
     input_types: Mapping[str, TensorType]
-    decode: Callable[[], Inputs]
+    decode: Callable[..., Inputs]
+    """Takes, as its only argument, the names of inputs that are to be arrays of bytes."""
     response_writer: ResponseWriter
     deadline: float
     priority: Priority
@@ -260,7 +263,24 @@ def submit(
         try:
             rows = model.signature.check(parsed.input_types)
         except InvalidArgumentError as mismatch:
-            raise parsed.explain(mismatch) from None
+            # Only here, so that requests of arrays pay nothing for images.
+            if (encoded := _find_images(model, parsed)) is None:
+                explained = parsed.explain(mismatch)
+                raise explain_strings(parsed.input_types, model.signature, explained) from None
+        else:
+            encoded = None
+        if encoded is not None:
+            retry = partial(submit, metrics, resolve, read, responder, workers, max_retries - 1)
+            return _submit_images(
+                model,
+                encoded,
+                parsed,
+                responder,
+                workers,
+                started,
+                resolve if max_retries else None,
+                retry,
+            )
         parsed.limits.check_rows(rows)
         if parsed.session is not None:
             parsed.session.check_rows(parsed.input_types)
@@ -286,6 +306,74 @@ def submit(
         return None
     prepared.send(inputs, responder.defer)
     return accepted
+
+
+def _find_images(model: Model, parsed: ParsedRequest) -> EncodedRequest | None:
+    """Return the encoded images of a request; None without any, and for a step of a session."""
+    return None if parsed.session else find_encoded(model.images, parsed.input_types)
+
+
+def _submit_images(
+    model: Model,
+    encoded: EncodedRequest,
+    parsed: ParsedRequest,
+    responder: Responder,
+    workers: WorkerPool,
+    started: float,
+    resolve: Callable[[], Model] | None,
+    retry: Callable[[], object],
+) -> AcceptedRequest:
+    """Decode the images of a request in threads of their own, and then submit it.
+
+    Raises:
+        InvalidArgumentError: The decoded inputs would not match the signature, or be too large.
+        QueueFullError: Too much is being decoded.
+    """
+    rows = model.signature.check(encoded.types)
+    parsed.limits.check_rows(rows)
+    max_bytes = model.batcher.policy.max_queue_bytes
+    if encoded.nbytes > max_bytes:
+        raise InvalidArgumentError(
+            f"request has {encoded.nbytes} bytes once it is decoded (expected at most {max_bytes})"
+        )
+
+    def accept(types: Mapping[str, TensorType]) -> AcceptedRequest:
+        group = model.signature.group(types)
+        return AcceptedRequest(model, rows, group, parsed.response_writer, parsed.priority)
+
+    cancellations: list[None] = []  # which hold nothing of the message
+
+    def deliver(inputs: Inputs) -> None:
+        types = {name: (dtype, inputs[name].shape) for name, (dtype, _) in encoded.types.items()}
+        model.signature.check(types)
+        nbytes = max(parsed.nbytes, sum(array.nbytes for array in inputs.values()))
+        decoded = _DecodableRequest(
+            accept(types),
+            parsed._replace(nbytes=nbytes),
+            responder,
+            workers,
+            started,
+            resolve,
+            retry,
+        )
+        submission = decoded.send(inputs, None)
+        if cancellations:  # meanwhile, and maybe before the submission could learn it
+            cancel(submission)
+
+    job = ImageRequest(
+        encoded,
+        parsed.decode,
+        parsed.nbytes,
+        parsed.deadline,
+        max_bytes,
+        workers.images,
+        cancellations,
+        deliver,
+        lambda error: _fail(model, error, responder, started),
+    )
+    responder.on_cancel(partial(cancellations.append, None))
+    workers.images.submit(job)
+    return accept(encoded.types)
 
 
 class _DecodableRequest:
