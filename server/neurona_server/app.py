@@ -146,7 +146,8 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
-        workers = WorkerPool()
+        options = _listener_options(config, self._metrics, self._tracing)
+        self._workers = workers = WorkerPool()
         self._sessions = SessionStore(
             SessionLimits(config.max_sessions, config.session_idle_timeout_s)
         )
@@ -169,7 +170,6 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics, self._tracing)
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
@@ -179,9 +179,16 @@ class App:
         self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
         self._stopping = False
+        self.grpc_port = 0
+        """The port of the first address, once it has started."""
+        self.metrics_port = 0
+        """That of the metrics, 0 without one."""
 
-    def start(self) -> None:
+    def start(self, *, owns_process: bool = True) -> None:
         """Load the models and serve.
+
+        Args:
+            owns_process: Whether the process does nothing else: its garbage collector is tuned.
 
         Raises:
             LoadError: There is no model to serve, or strict is true and one cannot be served.
@@ -197,17 +204,18 @@ class App:
         self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)
-        # What exists now lives until the end: garbage collections need not visit it again.
-        gc.collect()
-        gc.freeze()
-        grpc_port = self._listener.start(self._config.address)
+        if owns_process:
+            # What exists now lives until the end: garbage collections need not visit it again.
+            gc.collect()
+            gc.freeze()
+        self.grpc_port = self._listener.start(self._config.address)
         self._heartbeat.start()
         self._maintenance.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
             self._reconciler.start_polling(self._config.poll_ms / 1000)
-        log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
+        log.info("serving gRPC on %s (port %d)", self._config.address, self.grpc_port)
 
     def stop(self) -> bool:
         """Drain and stop.
@@ -229,6 +237,8 @@ class App:
         drained = self._listener.stop(max(0.0, deadline - time.monotonic()))
         self._sessions.stop()
         drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
+        if drained:  # else a run that ends later may still have a task for them
+            self._workers.close()
         if self._tracing is not None:
             self._tracing.close(SPAN_FLUSH_SECONDS)
         self._watchdog.stop()
@@ -279,6 +289,8 @@ class App:
 
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
+        if address == "off":
+            return
         server = MetricsServer(
             address,
             self.registry,
@@ -287,6 +299,7 @@ class App:
             hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
+        self.metrics_port = server.port
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 
     def _load_models(self) -> None:

@@ -21,12 +21,17 @@ class Addresses(str):
         return cls(",".join(check_address(address) for address in text.split(",")))
 
 
-class WebAddress(str):
-    """HOST:PORT or [IPV6]:PORT."""
+class OptionalWebAddress(str):
+    """HOST:PORT or [IPV6]:PORT, or "off"."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        return cls(check_address(text, unix=False))
+        if text == "off":
+            return cls(text)
+        try:
+            return cls(check_address(text, unix=False))
+        except ValueError as error:
+            raise ValueError(f"{error} or off") from None
 
 
 class HostName(str):

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from neurona_server.address import UNIX
 from neurona_server.config import sources
+from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError
 from neurona_server.processes.channel import LoadedModels, Message, MetricsReport, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
@@ -392,6 +393,16 @@ def reap_orphans(children: Set[int]) -> None:
             os.waitpid(ended.si_pid, os.WNOHANG)
 
 
+def _serve_metrics(
+    config: Config, registry: CollectorRegistry, collector: MultiprocessCollector
+) -> MetricsServer | None:
+    if config.metrics_address == "off":
+        return None
+    return MetricsServer(
+        config.metrics_address, registry, collector.state, hosts=config.metrics_hosts
+    )
+
+
 def main() -> int:
     options = sys.argv[1:]
     logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # neurona-serve has warned
@@ -404,9 +415,7 @@ def main() -> int:
         registry = CollectorRegistry()
         collector = MultiprocessCollector(config.processes)
         registry.register(collector)
-        metrics_server = MetricsServer(
-            config.metrics_address, registry, collector.state, hosts=config.metrics_hosts
-        )
+        metrics_server = _serve_metrics(config, registry, collector)
     except ConfigError as error:
         logs.report_fatal(error)
         return 1
@@ -466,10 +475,12 @@ def main() -> int:
     threading.Thread(target=stop_at_signal, name="stopping", daemon=True).start()
     if config.processes > 1:
         log.info("serving gRPC on %s with %d processes", ports.addresses, config.processes)
-    host = config.metrics_address.rpartition(":")[0]
-    log.info("metrics on http://%s:%d/", host, metrics_server.port)
+    if metrics_server is not None:
+        host = config.metrics_address.rpartition(":")[0]
+        log.info("metrics on http://%s:%d/", host, metrics_server.port)
     status = supervisor.run()
-    metrics_server.close()
+    if metrics_server is not None:
+        metrics_server.close()
     ports.close()
     log.info("stopped")
     return status
