@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from neurona_server.address import UNIX
 from neurona_server.config import sources
 from neurona_server.errors import ConfigError
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.processes.channel import LoadedModels, Message, MetricsReport, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.processes.ports import ReservedPorts
@@ -411,6 +412,7 @@ def main() -> int:
         logs.report_fatal(error)
         return 1
 
+    file_versions = FileVersions.create_shared()
     quarantine = Quarantine()
     memory_kills = MemoryKills()
     loaded_models: list[LoadedModels] = []  # the newest message, or none yet
@@ -434,6 +436,7 @@ def main() -> int:
                 quarantine.reasons,
                 loaded_models[0].requested if loaded_models else None,
                 loaded_models[0].served if loaded_models else None,
+                file_versions.descriptor,
             ),
             memory_kills,
             forward,
@@ -471,6 +474,7 @@ def main() -> int:
     status = supervisor.run()
     metrics_server.close()
     ports.close()
+    file_versions.close()
     log.info("stopped")
     return status
 
