@@ -5,6 +5,8 @@ it is the only one that ends in .onnx, or if the model's settings name it; it ma
 called model.onnx, together with its external data; and without a version it is in <root>/<name>/
 itself, as version 1. What is meant to be a model or a version and cannot be served has a reason.
 Files and folders that need no such layout are read by `single_files`.
+
+It is one file since all that is found, wherever it is, becomes models under one set of names.
 """
 
 import logging
