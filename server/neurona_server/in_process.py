@@ -206,18 +206,16 @@ def serve(
         if name in options:
             raise ConfigError(f"option {name} is for the command neurona-serve alone")
     paths, contents = _sort(models)
-    named: list[str] = []
     folder = tempfile.TemporaryDirectory(prefix="neurona-") if contents else None
     try:
         if folder is not None:
             for name, content in contents.items():
-                path = Path(folder.name, name, "model.onnx")
-                path.parent.mkdir()
+                path = Path(folder.name, f"{name}.onnx")
                 path.write_bytes(content)
-                named.append(f"{name}={path.parent}")
-        given = {"repository": paths, "model": named}
+                paths.append(path)
+        given = {"files": paths} if paths else {}
         config = sources.from_values({**DEFAULTS, **given, **options})
-        if not (config.repository or config.model):
+        if not (config.files or config.repository or config.model):
             raise LoadError("no model (expected an ONNX file, a folder, or a model in memory)")
         return EmbeddedServer(config, folder)
     except BaseException:
@@ -235,13 +233,7 @@ def _sort(
     contents: dict[str, bytes] = {}
     for model in models:
         if isinstance(model, str | os.PathLike):
-            path = Path(model)
-            if path.is_dir():
-                paths.append(path)
-            elif path.is_file():
-                contents[path.stem] = path.read_bytes()
-            else:
-                raise LoadError(f"no such file or folder: {quoted(str(path))}")
+            paths.append(Path(model))
         elif isinstance(model, Mapping):
             for name, content in model.items():
                 if not MODEL_NAME.fullmatch(name):

@@ -90,8 +90,8 @@ def test_it_serves_while_an_event_loop_runs_as_in_a_notebook(model):
 @pytest.mark.parametrize(
     ("models", "options", "error", "message"),
     [
-        (["nowhere/x.onnx"], {}, LoadError, "x"),
-        ([b"no model"], {}, LoadError, "model: .*its file is not ONNX"),
+        (["nowhere/x.onnx"], {}, LoadError, "nowhere/x.onnx"),
+        ([b"no model"], {}, LoadError, "model.onnx.*its file is not ONNX"),
         ([], {}, LoadError, "no model .expected an ONNX file"),
         (
             [3],

@@ -26,6 +26,7 @@ from neurona_server.address import UNIX
 from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.processes.channel import LoadedModels, Message, MetricsReport, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.processes.ports import ReservedPorts
@@ -395,12 +396,14 @@ def reap_orphans(children: Set[int]) -> None:
 
 def _serve_metrics(
     config: Config, registry: CollectorRegistry, collector: MultiprocessCollector
-) -> MetricsServer | None:
-    if config.metrics_address == "off":
-        return None
-    return MetricsServer(
-        config.metrics_address, registry, collector.state, hosts=config.metrics_hosts
-    )
+) -> Callable[[], None]:
+    """Serve the metrics of all processes, unless that is off; return what ends it."""
+    address = config.metrics_address
+    if address == "off":
+        return lambda: None
+    server = MetricsServer(address, registry, collector.state, hosts=config.metrics_hosts)
+    log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
+    return server.close
 
 
 def main() -> int:
@@ -415,11 +418,12 @@ def main() -> int:
         registry = CollectorRegistry()
         collector = MultiprocessCollector(config.processes)
         registry.register(collector)
-        metrics_server = _serve_metrics(config, registry, collector)
+        close_metrics = _serve_metrics(config, registry, collector)
     except ConfigError as error:
         logs.report_fatal(error)
         return 1
 
+    file_versions = FileVersions.create_shared()
     quarantine = Quarantine()
     memory_kills = MemoryKills()
     loaded_models: list[LoadedModels] = []  # the newest message, or none yet
@@ -443,6 +447,7 @@ def main() -> int:
                 quarantine.reasons,
                 loaded_models[0].requested if loaded_models else None,
                 loaded_models[0].served if loaded_models else None,
+                file_versions.descriptor,
             ),
             memory_kills,
             forward,
@@ -475,13 +480,10 @@ def main() -> int:
     threading.Thread(target=stop_at_signal, name="stopping", daemon=True).start()
     if config.processes > 1:
         log.info("serving gRPC on %s with %d processes", ports.addresses, config.processes)
-    if metrics_server is not None:
-        host = config.metrics_address.rpartition(":")[0]
-        log.info("metrics on http://%s:%d/", host, metrics_server.port)
     status = supervisor.run()
-    if metrics_server is not None:
-        metrics_server.close()
+    close_metrics()
     ports.close()
+    file_versions.close()
     log.info("stopped")
     return status
 
