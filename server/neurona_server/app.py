@@ -24,6 +24,7 @@ from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
+from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.http.neurona_api import neurona_routes
 from neurona_server.http.transport import HttpOptions, HttpTransport
@@ -52,8 +53,10 @@ from neurona_server.models.onnx.runtime import (
     runtime_version,
 )
 from neurona_server.models.onnx.session import has_abandoned_sessions
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.models.repository.single_files import check_given
 from neurona_server.resources import available_cpus
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.control_calls import ControlCalls
@@ -107,6 +110,8 @@ class Supervision:
     served_versions: Sequence[tuple[str, int]] | None = None
     """All that it served, by model and number. The start waits for these alone: a file that has
     come since, and whose load may never end, must not keep them from being served again."""
+    file_versions: FileVersions | None = None
+    """Numbers the versions of single files for all processes."""
     request_replacement: Callable[[], object] = lambda: None
     """Requests a new process in place of this one, which cannot use any GPU any more."""
 
@@ -201,6 +206,8 @@ class App:
                 "%s are installed over each other (expected one: uninstall all, then install one)",
                 " and ".join(packages),
             )
+        if self._supervision is None or self._supervision.served_versions is None:
+            check_given(self._config.files)
         self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)
@@ -356,7 +363,8 @@ class App:
         if problems and self._reconciler.has_candidates:
             raise LoadError(f"none of the models can be served: {_first_of(problems)}")
         single_models = [f"{name}={folder}" for name, folder in self._config.model]
-        searched = ", ".join([*map(str, self._config.repository), *single_models])
+        named = [*self._config.files, *self._config.repository]
+        searched = ", ".join([*map(str, named), *single_models])
         layout = "model.onnx" if single_models else "<name>/<version>/model.onnx"
         detail = f": {_first_of(problems)}" if problems else ""
         raise LoadError(f"no model in {searched} (expected {layout}){detail}")
@@ -399,7 +407,12 @@ class App:
                 return self._supervision.journal.load(_model_key(source), start)
 
         reconciler = Reconciler(
-            Repository(config.repository, config.model),
+            Repository(
+                config.repository,
+                config.model,
+                config.files,
+                self._supervision.file_versions if self._supervision else None,
+            ),
             self._registry,
             load,
             self._metrics,
@@ -469,12 +482,8 @@ def _cpus_per_process(config: Config) -> int:
 
 def _installed_versions() -> tuple[str, str, str, str]:
     """Return the versions of the server, of Python, of ONNX Runtime and of grpcio."""
-    try:
-        server = importlib.metadata.version("neurona")
-    except importlib.metadata.PackageNotFoundError:  # run from its sources
-        server = "unknown"
     grpcio = importlib.metadata.version("grpcio")
-    return server, platform.python_version(), runtime_version(), grpcio
+    return installed_version(), platform.python_version(), runtime_version(), grpcio
 
 
 def _make_tracing(config: Config, metrics: Metrics, process: int | None) -> Tracing | None:

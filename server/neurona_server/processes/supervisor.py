@@ -27,6 +27,7 @@ from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.config.parsers import OFF
 from neurona_server.errors import ConfigError
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.processes.channel import LoadedModels, Message, MetricsReport, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.processes.ports import ReservedPorts
@@ -427,6 +428,7 @@ def main() -> int:
         return 1
 
     grpc_addresses, http_address, *_ = [*(one.addresses for one in ports), OFF]
+    file_versions = FileVersions.create_shared()
     quarantine = Quarantine()
     memory_kills = MemoryKills()
     loaded_models: list[LoadedModels] = []  # the newest message, or none yet
@@ -450,6 +452,7 @@ def main() -> int:
                 quarantine.reasons,
                 loaded_models[0].requested if loaded_models else None,
                 loaded_models[0].served if loaded_models else None,
+                file_versions.descriptor,
             ),
             memory_kills,
             forward,
@@ -487,6 +490,7 @@ def main() -> int:
     log.info("metrics on http://%s:%d/", host, metrics_server.port)
     status = supervisor.run()
     metrics_server.close()
+    file_versions.close()
     for one in ports:
         one.close()
     log.info("stopped")

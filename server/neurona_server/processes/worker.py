@@ -22,6 +22,7 @@ from neurona_server.config.options import Config
 from neurona_server.config.parsers import Addresses, OptionalWebAddress
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.load_check.load_marks import withdraw_marks
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.processes.channel import (
     Channel,
     Command,
@@ -71,6 +72,7 @@ def main() -> int:
             start.quarantine,
             start.requested_models,
             start.served_versions,
+            FileVersions(start.file_versions),
             request_replacement=lambda: channel.send(WorkerState.DEVICES_LOST),
         )
         app = App(config, supervision)
