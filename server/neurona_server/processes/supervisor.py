@@ -408,6 +408,16 @@ def reserve_ports(config: Config) -> list[ReservedPorts]:
     return ports
 
 
+def report_addresses(config: Config, grpc: str, http: str, metrics_port: int) -> None:
+    """Log where the server serves. A single worker logs the addresses of its transports itself."""
+    if config.processes > 1:
+        log.info("serving gRPC on %s with %d processes", grpc, config.processes)
+        if http != OFF:
+            log.info("serving HTTP on %s with %d processes", http, config.processes)
+    host = config.metrics_address.rpartition(":")[0]
+    log.info("metrics on http://%s:%d/", host, metrics_port)
+
+
 def main() -> int:
     options = sys.argv[1:]
     logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # neurona-serve has warned
@@ -483,11 +493,7 @@ def main() -> int:
         supervisor.stop()
 
     threading.Thread(target=stop_at_signal, name="stopping", daemon=True).start()
-    if config.processes > 1:
-        log.info("serving gRPC on %s with %d processes", grpc_addresses, config.processes)
-        log.info("HTTP: %s", http_address)
-    host = config.metrics_address.rpartition(":")[0]
-    log.info("metrics on http://%s:%d/", host, metrics_server.port)
+    report_addresses(config, grpc_addresses, http_address, metrics_server.port)
     status = supervisor.run()
     metrics_server.close()
     file_versions.close()
