@@ -31,7 +31,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from neurona_server.errors import quoted
 from neurona_server.http.error_responses import (
@@ -42,13 +42,27 @@ from neurona_server.http.error_responses import (
 )
 from neurona_server.rpc.call import BaseCall
 from neurona_server.rpc.security.access import Grant, Right
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.trace import Metadata
 from neurona_server.web.messages import HttpRequest, HttpResponse, decode_segment
 
-if TYPE_CHECKING:
-    from neurona_server.http.transport import HttpTransport
-
 Result = TypeVar("Result")
+
+
+class RequestServices(Protocol):
+    """What a request needs of its transport."""
+
+    workers: WorkerPool
+
+    async def receive_body(self, request: "ApiRequest", max_bytes: int | None) -> bytes:
+        """See `ApiRequest.body`."""
+
+    async def call(self, request: "ApiRequest", path: str, message: bytes) -> bytes:
+        """See `ApiRequest.call`."""
+
+    @property
+    def post(self) -> Callable[[Callable[[], None]], None]:
+        """Calls a function in the server's thread; from any thread."""
 
 
 class ApiRequest(BaseCall):
@@ -56,7 +70,7 @@ class ApiRequest(BaseCall):
 
     def __init__(
         self,
-        transport: "HttpTransport",
+        transport: "RequestServices",
         request: HttpRequest,
         params: Mapping[str, str],
         deadline: float,
