@@ -197,12 +197,12 @@ class Route:
 
 
 @dataclass
-class _Node:
+class _PathNode:
     """What follows a part of a path."""
 
-    children: dict[str, "_Node"] = field(default_factory=dict)
+    children: dict[str, "_PathNode"] = field(default_factory=dict)
     """By the next segment."""
-    parameter: "_Node | None" = None
+    parameter: "_PathNode | None" = None
     """Of any other segment."""
     routes: dict[str, tuple[Route, tuple[str, ...]]] = field(default_factory=dict)
     """By method, with the names of the parameters, if the path ends here."""
@@ -217,7 +217,7 @@ class Router:
         Raises:
             ValueError: Two routes have the same method and pattern.
         """
-        self._root = _Node()
+        self._root = _PathNode()
         self._error_writers: dict[str, WriteError] = {}
         for route in routes:
             self._add(route)
@@ -259,16 +259,18 @@ class Router:
         for segment in segments:
             if segment.startswith("{"):
                 names.append(segment.strip("{}"))
-                node.parameter = node.parameter or _Node()
+                node.parameter = node.parameter or _PathNode()
                 node = node.parameter
             else:
-                node = node.children.setdefault(segment, _Node())
+                node = node.children.setdefault(segment, _PathNode())
         if route.method in node.routes:
             raise ValueError(f"two routes {route.method} {route.pattern}")
         node.routes[route.method] = route, tuple(names)
         self._error_writers.setdefault(segments[0], route.write_error)
 
-    def _find_node(self, node: _Node, segments: Sequence[str], values: list[str]) -> _Node | None:
+    def _find_node(
+        self, node: _PathNode, segments: Sequence[str], values: list[str]
+    ) -> _PathNode | None:
         """Return the node of the segments below `node`, and append its parameters to `values`."""
         if not segments:
             return node if node.routes else None
