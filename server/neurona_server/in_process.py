@@ -37,6 +37,7 @@ logging.getLogger("neurona_server").addHandler(logging.NullHandler())
 
 DEFAULTS: Mapping[str, object] = {
     "address": "127.0.0.1:0",
+    "http_address": "127.0.0.1:0",
     "metrics_address": "off",
     "strict": True,  # a model that cannot be served is an exception
     # A program starts servers often and from files that it trusts: no second process that loads
@@ -97,8 +98,10 @@ class EmbeddedServer:
         first = config.address.partition(",")[0]
         self.address = first if first.startswith(UNIX) else _reached(first, self._app.grpc_port)
         """Where it serves gRPC: HOST:PORT."""
-        self.url = ""
-        self.metrics_url = _url(config.metrics_address, self._app.metrics_port)
+        scheme = "https" if config.tls_certificate else "http"
+        self.url = _url(scheme, config.http_address, self._app.http_port)
+        """Where it serves HTTP, with the page to try the models; "" if http_address is "off"."""
+        self.metrics_url = _url("http", config.metrics_address, self._app.metrics_port)
         """Where its status page is, "" unless metrics_address was given."""
 
     @property
@@ -178,8 +181,8 @@ def _reached(address: str, port: int) -> str:
     return f"{_LOOPBACK.get(host, host)}:{port}"
 
 
-def _url(address: str, port: int) -> str:
-    return f"http://{_reached(address, port)}/" if port else ""
+def _url(scheme: str, address: str, port: int) -> str:
+    return f"{scheme}://{_reached(address, port)}/" if port else ""
 
 
 def serve(

@@ -175,7 +175,7 @@ def test_a_port_in_use_is_a_fault_with_its_user():
     ("address", "mark", "text"),
     [
         ("127.0.0.1:0", Mark.OK, "is free"),
-        ("off", Mark.OK, "off"),
+        ("", Mark.OK, "off"),
         ("nowhere.invalid:1", Mark.FAULT, "unknown host"),
         ("192.0.2.1:8001", Mark.FAULT, "Cannot assign"),
         ("unix:/nowhere/socket", Mark.FAULT, "/nowhere is not a writable folder"),
@@ -220,7 +220,7 @@ def test_the_options_of_the_server_decide_what_is_checked(tmp_path, monkeypatch)
     monkeypatch.setenv("NEURONA_TRANSPORT", "aio")
     settings, finding = read_settings([])
     assert (settings.addresses["address"], settings.transport) == ("h:1", "aio")
-    assert settings.addresses["metrics_address"] == "off"
+    assert settings.addresses["metrics_address"] == ""
     assert finding.mark is Mark.OK
     assert "NEURONA_TRANSPORT" in finding.text
     (tmp_path / "neurona.toml").write_text("adress = 3\n")

@@ -1,7 +1,9 @@
 """`neurona_server.serve`: a server inside a notebook, a test or another program."""
 
 import asyncio
+import contextlib
 import gc
+import http.client
 import logging
 import os
 import signal
@@ -60,6 +62,17 @@ def test_options_are_those_of_the_command(model):
             server.client.predict("iris", ROWS)
         with urllib.request.urlopen(server.metrics_url) as page:  # noqa: S310
             assert page.status == 200
+    with neurona_server.serve(model, http_address="off") as server:
+        assert (server.url, server.metrics_url) == ("", "")
+
+
+def test_it_serves_http(server):
+    host, _, port = server.url.removeprefix("http://").rstrip("/").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    with contextlib.closing(connection):
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/neurona.v1.Models/List", "{}", headers)
+        assert b'"iris"' in connection.getresponse().read()
 
 
 def test_the_environment_and_files_of_options_are_not_read(model, tmp_path, monkeypatch):
@@ -159,6 +172,7 @@ def test_it_logs_through_logging(model, caplog):
 def test_a_notebook_shows_the_models_and_where_they_are(server):
     page = server._repr_html_()
     assert server.address in page
+    assert f'<a href="{server.url}"' in page
     assert "<td>iris</td><td>1</td>" in page
     assert server.address in repr(server)
 

@@ -21,17 +21,20 @@ class Addresses(str):
         return cls(",".join(check_address(address) for address in text.split(",")))
 
 
+OFF = "off"
+
+
 class OptionalWebAddress(str):
-    """HOST:PORT or [IPV6]:PORT, or "off"."""
+    """HOST:PORT or [IPV6]:PORT, or "" for off."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        if text == "off":
-            return cls(text)
+        if text in ("", OFF):
+            return cls("")
         try:
             return cls(check_address(text, unix=False))
         except ValueError as error:
-            raise ValueError(f"{error} or off") from None
+            raise ValueError(f"{error}, or off") from None
 
 
 class HostName(str):

@@ -118,7 +118,7 @@ def _check_cache(option: str) -> Iterator[Finding]:
 
 
 def _check_address(option: str, address: str) -> Iterator[Finding]:
-    if address == "off":
+    if not address:
         yield Finding(option, Mark.OK, "off")
     elif address.startswith("unix:"):
         folder = Path(address.removeprefix("unix:")).absolute().parent

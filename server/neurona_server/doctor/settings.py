@@ -12,6 +12,7 @@ from neurona_server.doctor.findings import Finding, Mark, shorten
 
 DEFAULT_ADDRESSES = {
     "address": "127.0.0.1:8001",
+    "http_address": "127.0.0.1:8000",
     "metrics_address": "127.0.0.1:8002",
 }
 """Those of the options, where these cannot be read; a test compares them."""
@@ -22,7 +23,7 @@ class DoctorSettings:
     """What is checked."""
 
     addresses: dict[str, str] = field(default_factory=lambda: dict(DEFAULT_ADDRESSES))
-    """By option; several in one are separated by commas, "off" is none."""
+    """By option; several in one are separated by commas, "" is none."""
     cache: str = "auto"
     require_gpu: bool = False
     transport: str = "auto"

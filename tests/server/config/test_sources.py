@@ -91,6 +91,7 @@ def test_every_option_can_be_set_in_every_source():
         "repository": "r",
         "address": "[::1]:1",
         "metrics_address": "h:2",
+        "http_address": "h:3",
         "log_level": "debug",
         "log_format": "json",
         "traces_endpoint": "http://collector:4317",
@@ -140,7 +141,7 @@ def test_every_option_can_be_set_in_every_source():
         (
             [*REPOSITORY, "--metrics-address", "none"],
             {},
-            r"metrics_address is 'none' \(expected HOST:PORT or \[IPV6\]:PORT or off\)",
+            r"metrics_address is 'none' \(expected HOST:PORT or \[IPV6\]:PORT, or off\)",
         ),
         ([*REPOSITORY, "--address", "h:99999"], {}, r"address is 'h:99999' \(expected HOST:PORT"),
         (
