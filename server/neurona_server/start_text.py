@@ -4,9 +4,12 @@ The call has an input that the model takes: the example in its metadata, or smal
 right shape. It is meant for a person in front of a terminal, and is no log.
 """
 
+import contextlib
 import json
 import math
 import shlex
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +39,9 @@ MAX_ELEMENTS = 100
 
 FREE_SIZE = 8
 """Size in the example of axes of free size, but that of the batch."""
+
+PRINT_SECONDS = 1.0
+"""Seconds that the start waits until the text is printed."""
 
 _WIDTH = 150
 
@@ -71,6 +77,27 @@ def write_start_text(registry: Registry, addresses: ServedAddresses) -> str:
     if served:
         lines += ["", *_call_lines(next(iter(served.values())), addresses)]
     return "".join(f"{line}\n" for line in lines)
+
+
+def print_start_text(text: str, log_format: str) -> None:
+    """Print the text to standard output, unless nobody but a program reads it.
+
+    Args:
+        text: What `write_start_text` has returned.
+        log_format: The option: what logs JSON has no person in front of it.
+    """
+    if log_format == "json" or sys.stdout is None:
+        return
+
+    def write() -> None:
+        with contextlib.suppress(OSError, ValueError):  # it is closed
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    # In a thread: a pipe that is full and read by nobody blocks a write for ever.
+    writer = threading.Thread(target=write, name="start text", daemon=True)
+    writer.start()
+    writer.join(PRINT_SECONDS)
 
 
 def _model_lines(served: Mapping[str, Model]) -> Iterator[str]:
@@ -173,7 +200,7 @@ def example_inputs(model: Model) -> dict[str, Any] | None:
     elements = 0
     for spec in model.signature.inputs:
         description = descriptions.get(spec.name, InputDescription())
-        shape = example_shape(spec, description, model)
+        shape = example_shape(spec, model)
         elements += math.prod(shape)
         if elements > MAX_ELEMENTS:
             return None
@@ -181,7 +208,7 @@ def example_inputs(model: Model) -> dict[str, Any] | None:
     return values
 
 
-def example_shape(spec: TensorSpec, description: InputDescription, model: Model) -> list[int]:
+def example_shape(spec: TensorSpec, model: Model) -> list[int]:
     """Return the shape of an input in the example: one row, and free axes of `FREE_SIZE`."""
     sizes: Sequence[object] = (None,) if spec.any_shape else spec.shape
     shape = [size if isinstance(size, int) else FREE_SIZE for size in sizes]
@@ -232,15 +259,13 @@ def _curl_call(model: Model, inputs: Mapping[str, Any], addresses: ServedAddress
 
 
 def _python_call(model: Model, inputs: Mapping[str, Any] | None, addresses: ServedAddresses) -> str:
-    descriptions = {one.name: one for one in model.metadata.inputs}
     arrays = []
     for spec in model.signature.inputs:
         dtype = _numpy_name(spec)
         if inputs is not None:
             array = f"np.array({json_as_python(inputs[spec.name])}, {dtype})"
         else:
-            description = descriptions.get(spec.name, InputDescription())
-            array = f"np.ones({example_shape(spec, description, model)}, {dtype})"
+            array = f"np.ones({example_shape(spec, model)}, {dtype})"
         arrays.append(f"{spec.name!r}: {array}")
     program = (
         "import numpy as np; from neurona_client import Client; "
@@ -266,7 +291,7 @@ def _numpy_name(spec: TensorSpec) -> str:
 
 def _reachable(address: str) -> str:
     """Return the first of the addresses as a caller on this machine names it."""
-    first = address.split(",")[0]
+    first = address.partition(",")[0]
     if first.startswith(UNIX):
         return first
     host, _, port = first.rpartition(":")

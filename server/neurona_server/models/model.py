@@ -135,6 +135,9 @@ class Model:
         self.sequence_reason = ""
         """Why it is that method, other than the reasons in `sequences`."""
 
+        self.has_run = False
+        """Whether it has run with synthetic inputs; False if it rejected all of them."""
+
         self.chunk_steps = 0
         """Steps of one run, for SEQUENCE_METHOD_CELLULAR."""
 
@@ -248,6 +251,7 @@ class Model:
         cancellation.raise_if_cancelled()
         self.metrics.record_warm_up(time.monotonic() - started)
         outputs = self.signature.outputs
+        self.has_run = recorder.has_runs
         class_labels = session.class_labels or find_scored_classes(
             source.path, outputs, self.signature, runs[0]
         )
