@@ -45,7 +45,7 @@ _INT32, _INT64, _STRING = 6, 7, 8  # of TensorProto.DataType
 
 
 @dataclass
-class _Node:
+class _LabelNode:
     inputs: list[str] = field(default_factory=list)
     operator: str = ""
     classes: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ def read_class_labels(path: Path, output: str) -> tuple[str, ...]:
 
 
 def _find_labels(file: BinaryIO, graph: ProtobufField, output: str) -> tuple[str, ...]:
-    nodes: dict[str, _Node] = {}
+    nodes: dict[str, _LabelNode] = {}
     constants: dict[str, ProtobufField] = {}
     for count, part in enumerate(read_fields(file, graph.start, graph.end)):
         if count > MAX_NODES:
@@ -96,8 +96,8 @@ def _find_labels(file: BinaryIO, graph: ProtobufField, output: str) -> tuple[str
     return ()
 
 
-def _read_node(file: BinaryIO, part: ProtobufField) -> tuple[list[str], _Node]:
-    node, outputs, attributes = _Node(), [], []
+def _read_node(file: BinaryIO, part: ProtobufField) -> tuple[list[str], _LabelNode]:
+    node, outputs, attributes = _LabelNode(), [], []
     for one in read_fields(file, part.start, part.end):
         if one.number == 1:
             node.inputs.append(_text(file, one))
