@@ -398,9 +398,7 @@ def reap_orphans(children: Set[int]) -> None:
 def _serve_metrics(
     config: Config, registry: CollectorRegistry, collector: MultiprocessCollector
 ) -> Callable[[], None]:
-    """Serve the metrics of all processes, unless that is off; return what ends it."""
-    address = config.metrics_address
-    if not address:
+    if not (address := config.metrics_address):
         return lambda: None
     server = MetricsServer(address, registry, collector.state, hosts=config.metrics_hosts)
     log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
