@@ -45,6 +45,22 @@ def test_several_repositories():
     assert load([], {"NEURONA_REPOSITORY": "a:b"}).repository == both
 
 
+def test_files_are_named_without_a_flag_and_anywhere():
+    config = load(["a.onnx", "--threads", "2", "b"], {})
+    assert (config.files, config.threads) == ((Path("a.onnx"), Path("b")), 2)
+    assert load([], {"NEURONA_FILES": "a.onnx:b", "NEURONA_THREADS": "2"}) == config
+    Path("neurona.toml").write_text('files = ["a.onnx", "b"]\nthreads = 2\n')
+    assert load([], {}) == config
+    assert load(["c"], {}).files == (Path("c"),)
+
+
+def test_without_a_name_the_folder_models_is_served():
+    Path("models").mkdir()
+    assert load([], {}).files == (Path("models"),)
+    assert load(["a.onnx"], {}).files == (Path("a.onnx"),)
+    assert not load(REPOSITORY, {}).files
+
+
 def test_single_models_need_no_repository():
     config = load(["--model", "a=/x", "--model", "b=/y=z"], {})
     assert config.model == (("a", Path("/x")), ("b", Path("/y=z")))
@@ -58,6 +74,7 @@ def test_every_option_can_be_set_in_every_source():
         "repository": "r",
         "address": "[::1]:1",
         "metrics_address": "h:2",
+        "http_address": "h:3",
         "log_level": "debug",
         "log_format": "json",
         "traces_endpoint": "http://collector:4317",
@@ -97,7 +114,7 @@ def test_every_option_can_be_set_in_every_source():
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        ([], {}, "no models: name their folder with"),
+        ([], {}, "no models: name an ONNX file or a folder with some, as in 'neurona-serve model"),
         ([*REPOSITORY, "--address", "8001"], {}, r"address is '8001' \(expected HOST:PORT"),
         ([*REPOSITORY, "--address", "::1:1"], {}, r"expected HOST:PORT or \[IPV6\]:PORT or unix"),
         ([*REPOSITORY, "--address", "[::1:1"], {}, r"address is .* \(expected HOST:PORT"),
