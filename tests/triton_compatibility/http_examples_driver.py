@@ -59,13 +59,19 @@ def check_arrays(arrays):
     assert (arrays[1] == LEFT - RIGHT).all()
 
 
-def expect_failure(call, *texts):
+def error_of(call):
+    """Return the error that a call raises, or None."""
     try:
         call()
     except InferenceServerException as error:
-        assert any(text in error.message() for text in texts), error
-    else:
-        raise AssertionError(f"no error (expected {texts})")
+        return error
+    return None
+
+
+def expect_failure(call, text):
+    error = error_of(call)
+    assert error is not None, f"no error (expected {text})"
+    assert text in error.message(), error
 
 
 async def expect_async_failure(call, text):
@@ -86,12 +92,8 @@ def simple_http_infer_client(client):
         check(client.infer("simple", infer_inputs(), outputs=None, **options))
     statistics = client.get_inference_statistics("simple", headers={"test": "1"})
     assert len(statistics["model_stats"]) == 1
-    try:
-        client.infer("wrong_model_name", infer_inputs(), outputs=requested())
-    except InferenceServerException as error:
-        assert error.message().startswith("Request for unknown model"), error
-    else:
-        raise AssertionError("no error")
+    error = error_of(lambda: client.infer("wrong_model_name", infer_inputs()))
+    assert error.message().startswith("Request for unknown model"), error
 
 
 def simple_http_async_infer_client(address):
@@ -350,11 +352,45 @@ async def simple_http_aio_health_metadata(client):
 @with_aio
 async def simple_http_aio_sequence_sync_infer_client(client):
     for dyna in (False, True):
-        results = []
-        for call in sequence_calls(dyna, triton_aio):
-            results.append((await client.infer(**call)).as_numpy("OUTPUT")[0][0])
-        assert results == expected_of_sequences(dyna), results
+        results = [await client.infer(**call) for call in sequence_calls(dyna, triton_aio)]
+        values = [result.as_numpy("OUTPUT")[0][0] for result in results]
+        assert values == expected_of_sequences(dyna), values
 
+
+class Blocking:
+    """Makes the calls of an asynchronous client one after the other."""
+
+    def __init__(self, client, loop):
+        self._client = client
+        self._loop = loop
+
+    def __getattr__(self, name):
+        function = getattr(self._client, name)
+        return lambda *args, **options: self._loop.run_until_complete(function(*args, **options))
+
+
+def blocking(example):
+    """Return an example that makes the calls of another one with the asynchronous client."""
+
+    def run(address):
+        loop = asyncio.new_event_loop()
+
+        async def make():
+            return triton_aio.InferenceServerClient(address)
+
+        client = Blocking(loop.run_until_complete(make()), loop)
+        try:
+            example(client)
+        finally:
+            client.close()
+            loop.close()
+
+    return run
+
+
+simple_http_aio_shm_client = blocking(simple_http_shm_client)
+simple_http_aio_shm_string_client = blocking(simple_http_shm_string_client)
+simple_http_aio_cudashm_client = blocking(simple_http_cudashm_client)
 
 MODELS = 9
 INVALID_CONFIG = '"parameters": {"config": {{"max_batch_size": "16"}}}'

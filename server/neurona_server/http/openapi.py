@@ -4,19 +4,23 @@ A route says what it is by its `Operation`. The routes of neurona.v1 need none: 
 those of its protobuf messages in JSON.
 """
 
+import importlib.metadata
 import re
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from neurona_server.http.error_responses import JSON
 from neurona_server.http.operation import Operation, Schema
+from neurona_server.http.routing import ApiRequest, Route
+from neurona_server.web.messages import HttpResponse
 
-if TYPE_CHECKING:
-    from neurona_server.http.routing import Route
-
+PATH = "/openapi.json"
 VERSION = "3.1.0"
 _REFERENCE = "#/components/schemas/"
 _PARAMETER = re.compile(r"\{(\w+)\}")
@@ -46,7 +50,23 @@ _DEADLINE = {
 }
 
 
-def build_document(routes: Iterable["Route"], version: str) -> dict[str, Any]:
+def openapi_route(routes: Sequence[Route]) -> Route:
+    """Return the route of the document that describes these routes and itself."""
+
+    @cache
+    def make_document() -> bytes:  # when it is first asked for: most servers never are
+        version = importlib.metadata.version("neurona")
+        return msgspec.json.encode(build_document([*routes, route], version))
+
+    async def answer(_: ApiRequest) -> HttpResponse:
+        return HttpResponse(HTTPStatus.OK, make_document(), JSON)
+
+    operation = Operation("This document", "OpenAPI", response={"type": "object"})
+    route = Route("GET", PATH, answer, operation=operation)
+    return route
+
+
+def build_document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     """Return the OpenAPI document of all routes.
 
     Args:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from neurona_protos import open_inference_pb2 as pb
@@ -178,8 +177,9 @@ def plain_message(message: Message) -> dict[str, Any]:
     Fields with their default are included, except messages that are not set and members of a
     choice that was not made.
     """
-    plain = {}
-    for field in message.DESCRIPTOR.fields:
+    plain: dict[str, Any] = {}
+    descriptor: Any = message.DESCRIPTOR
+    for field in descriptor.fields:
         if field.has_presence and not message.HasField(field.name):
             continue
         value = getattr(message, field.name)
@@ -193,7 +193,7 @@ def plain_message(message: Message) -> dict[str, Any]:
     return plain
 
 
-def _plain_value(field: FieldDescriptor, value: Any) -> Any:
+def _plain_value(field: Any, value: Any) -> Any:
     if field.message_type is not None:
         return plain_message(value)
     if field.enum_type is not None:

@@ -301,39 +301,44 @@ class _Routes:
         return routes
 
     def _settings_routes(self) -> list[Route]:
-        routes = []
-        for method in ("GET", "POST"):
-            action = "Change" if method == "POST" else "The"
-            for path in ("/v2/trace/setting", _MODEL + "/trace/setting"):
-                routes.append(
-                    self._plain(
-                        method,
-                        path,
-                        "TraceSetting",
-                        pb.TraceSettingResponse,
-                        lambda request, body: plain_messages.trace_request(
-                            request.params.get("model", ""), body
-                        ),
-                        lambda _, response: plain_settings(response.settings),
-                        summary=f"{action} settings of traces",
-                        body=rest_schemas.TRACE_SETTINGS if method == "POST" else None,
-                        schema=rest_schemas.TRACE_SETTINGS,
-                    )
-                )
-            routes.append(
-                self._plain(
-                    method,
-                    "/v2/logging",
-                    "LogSettings",
-                    pb.LogSettingsResponse,
-                    lambda _, body: plain_messages.log_request(body),
-                    lambda _, response: plain_settings(response.settings),
-                    summary=f"{action} settings of logs",
-                    body=rest_schemas.LOG_SETTINGS if method == "POST" else None,
-                    schema=rest_schemas.LOG_SETTINGS,
-                )
+        return [
+            route
+            for method in ("GET", "POST")
+            for route in (
+                self._trace_route(method, "/v2/trace/setting"),
+                self._trace_route(method, _MODEL + "/trace/setting"),
+                self._log_route(method),
             )
-        return routes
+        ]
+
+    def _trace_route(self, method: str, path: str) -> Route:
+        def make(request: ApiRequest, body: bytes) -> Message:
+            return plain_messages.trace_request(request.params.get("model", ""), body)
+
+        return self._plain(
+            method,
+            path,
+            "TraceSetting",
+            pb.TraceSettingResponse,
+            make,
+            lambda _, response: plain_settings(response.settings),
+            summary="Change settings of traces" if method == "POST" else "The settings of traces",
+            body=rest_schemas.TRACE_SETTINGS if method == "POST" else None,
+            schema=rest_schemas.TRACE_SETTINGS,
+        )
+
+    def _log_route(self, method: str) -> Route:
+        return self._plain(
+            method,
+            "/v2/logging",
+            "LogSettings",
+            pb.LogSettingsResponse,
+            lambda _, body: plain_messages.log_request(body),
+            lambda _, response: plain_settings(response.settings),
+            summary="Change settings of logs" if method == "POST" else "The settings of logs",
+            body=rest_schemas.LOG_SETTINGS if method == "POST" else None,
+            schema=rest_schemas.LOG_SETTINGS,
+        )
 
     def _plain(
         self,
@@ -357,6 +362,8 @@ class _Routes:
             message = await request.work(make, len(content)) if len(content) > SLOW_JSON else make()
             response = await request.call(f"/{SERVICE}/{name}", message.SerializeToString())
             plain = make_json(request, response_type.FromString(response))
+            # tritonclient.http.aio accepts compressed responses, but does not decompress these.
+            request.may_compress = False
             return HttpResponse(HTTPStatus.OK, msgspec.json.encode(plain), JSON)
 
         operation = Operation(
@@ -421,6 +428,9 @@ class _Routes:
             written = await _write(request, form, response)
         if written.json_bytes is None:
             return HttpResponse(HTTPStatus.OK, written.content, JSON)
+        # Tensors are hardly worth it: only for callers that ask for one encoding, as nobody does
+        # who accepts what its library can read.
+        request.may_compress = "," not in request.headers.get("accept-encoding", "")
         return HttpResponse(
             HTTPStatus.OK, written.content, BINARY, {_HEADER_NAME: str(written.json_bytes)}
         )
