@@ -31,7 +31,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from neurona_server.errors import quoted
 from neurona_server.http.error_responses import (
@@ -43,13 +43,27 @@ from neurona_server.http.error_responses import (
 from neurona_server.http.operation import Operation
 from neurona_server.rpc.call import BaseCall
 from neurona_server.rpc.security.access import Grant, Right
+from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.trace import Metadata
 from neurona_server.web.messages import HttpRequest, HttpResponse, decode_segment
 
-if TYPE_CHECKING:
-    from neurona_server.http.transport import HttpTransport
-
 Result = TypeVar("Result")
+
+
+class RequestServices(Protocol):
+    """What a request needs of its transport."""
+
+    workers: WorkerPool
+
+    async def receive_body(self, request: "ApiRequest", max_bytes: int | None) -> bytes:
+        """See `ApiRequest.body`."""
+
+    async def call(self, request: "ApiRequest", path: str, message: bytes) -> bytes:
+        """See `ApiRequest.call`."""
+
+    @property
+    def post(self) -> Callable[[Callable[[], None]], None]:
+        """Calls a function in the server's thread; from any thread."""
 
 
 class ApiRequest(BaseCall):
@@ -57,7 +71,7 @@ class ApiRequest(BaseCall):
 
     def __init__(
         self,
-        transport: "HttpTransport",
+        transport: "RequestServices",
         request: HttpRequest,
         params: Mapping[str, str],
         deadline: float,
@@ -188,12 +202,12 @@ class Route:
 
 
 @dataclass
-class _Node:
+class _PathNode:
     """What follows a part of a path."""
 
-    children: dict[str, "_Node"] = field(default_factory=dict)
+    children: dict[str, "_PathNode"] = field(default_factory=dict)
     """By the next segment."""
-    parameter: "_Node | None" = None
+    parameter: "_PathNode | None" = None
     """Of any other segment."""
     routes: dict[str, tuple[Route, tuple[str, ...]]] = field(default_factory=dict)
     """By method, with the names of the parameters, if the path ends here."""
@@ -208,7 +222,7 @@ class Router:
         Raises:
             ValueError: Two routes have the same method and pattern.
         """
-        self._root = _Node()
+        self._root = _PathNode()
         self._error_writers: dict[str, WriteError] = {}
         for route in routes:
             self._add(route)
@@ -250,16 +264,18 @@ class Router:
         for segment in segments:
             if segment.startswith("{"):
                 names.append(segment.strip("{}"))
-                node.parameter = node.parameter or _Node()
+                node.parameter = node.parameter or _PathNode()
                 node = node.parameter
             else:
-                node = node.children.setdefault(segment, _Node())
+                node = node.children.setdefault(segment, _PathNode())
         if route.method in node.routes:
             raise ValueError(f"two routes {route.method} {route.pattern}")
         node.routes[route.method] = route, tuple(names)
         self._error_writers.setdefault(segments[0], route.write_error)
 
-    def _find_node(self, node: _Node, segments: Sequence[str], values: list[str]) -> _Node | None:
+    def _find_node(
+        self, node: _PathNode, segments: Sequence[str], values: list[str]
+    ) -> _PathNode | None:
         """Return the node of the segments below `node`, and append its parameters to `values`."""
         if not segments:
             return node if node.routes else None

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from neurona_server.address import UNIX
+from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError
 
 
@@ -75,6 +76,19 @@ class ReservedPorts:
                 f"cannot {self._subject} on {address}: {failure.strerror}"
             ) from failure
         return f"{host}:{port}"
+
+
+def reserve_ports(config: Config) -> list[ReservedPorts]:
+    """Reserve the ports that the workers share: of gRPC, and of HTTP unless it is off.
+
+    Raises:
+        ConfigError: A port is in use, or an address is not of this machine.
+    """
+    ports = [ReservedPorts(config.address, shared=config.reuse_port)]
+    if config.http_address:
+        http = ReservedPorts(config.http_address, shared=config.reuse_port, subject="serve HTTP")
+        ports.append(http)
+    return ports
 
 
 def _bind(one: socket.socket, options: Sequence[int], address: Sequence[object], port: int) -> int:

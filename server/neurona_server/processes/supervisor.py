@@ -30,7 +30,7 @@ from neurona_server.errors import ConfigError
 from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.processes.channel import LoadedModels, Message, MetricsReport, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
-from neurona_server.processes.ports import ReservedPorts
+from neurona_server.processes.ports import reserve_ports
 from neurona_server.processes.quarantine import Quarantine
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.worker_handle import WorkerEvent, WorkerHandle
@@ -393,19 +393,6 @@ def reap_orphans(children: Set[int]) -> None:
             if ended.si_pid in children:
                 return
             os.waitpid(ended.si_pid, os.WNOHANG)
-
-
-def reserve_ports(config: Config) -> list[ReservedPorts]:
-    """Reserve the ports that the workers share: of gRPC, and of HTTP unless it is off.
-
-    Raises:
-        ConfigError: A port is in use, or an address is not of this machine.
-    """
-    ports = [ReservedPorts(config.address, shared=config.reuse_port)]
-    if config.http_address:
-        http = ReservedPorts(config.http_address, shared=config.reuse_port, subject="serve HTTP")
-        ports.append(http)
-    return ports
 
 
 def report_addresses(config: Config, grpc: str, http: str, metrics_port: int) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import httptools
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from neurona_server.errors import TooLargeError
 from neurona_server.web.messages import (
@@ -27,9 +29,6 @@ from neurona_server.web.messages import (
     encode_headers,
     error_response,
 )
-
-if TYPE_CHECKING:
-    from neurona_server.web.http_server import HttpServer
 
 PART_BYTES = 1 << 16
 """Bytes of a response that are copied for one connection at a time."""
@@ -80,6 +79,23 @@ Application = Callable[[HttpRequest], Awaitable[HttpResponse]]
 """Answers a request. It raises nothing, and is cancelled if the caller leaves."""
 
 
+class ConnectionOwner(Protocol):
+    """The server of a connection."""
+
+    config: Config
+    state: ServerState
+    limits: HttpLimits
+    application: Application
+    closes_connections: bool
+    """Whether every response is the last one of its connection."""
+
+    def add(self, connection: "Connection") -> None:
+        """Count a connection that is served now."""
+
+    def remove(self, connection: "Connection") -> None:
+        """Remove a connection that has ended."""
+
+
 class _Body:
     """The body of a request, as far as it has arrived."""
 
@@ -112,7 +128,7 @@ class _Body:
 class Connection(HttpToolsProtocol):
     """A connection, from the moment it was accepted."""
 
-    def __init__(self, server: "HttpServer") -> None:
+    def __init__(self, server: "ConnectionOwner") -> None:
         super().__init__(server.config, server.state, {})
         self.access_log = False
         self.overdue_at = self.ends_at = 0.0
