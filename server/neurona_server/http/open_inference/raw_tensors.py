@@ -61,15 +61,17 @@ def _shape_of(spec: TensorSpec, size: int, *, batched: bool) -> list[int]:
     if batched and sizes.count(-1) > 1:
         sizes[0] = 1
     free = sizes.count(-1)
-    known = math.prod(length for length in sizes if length > 0) * NUMPY_DTYPES[spec.dtype].itemsize
+    row_bytes = (
+        math.prod(length for length in sizes if length > 0) * NUMPY_DTYPES[spec.dtype].itemsize
+    )
     if free > 1 or spec.any_shape:
         raise InvalidArgumentError(
             f"the shape of input {quoted(spec.name)} cannot be told from the bytes of the body: it "
             f"is {spec} (expected JSON with the shape)"
         )
-    if size % known or (not free and size != known):
+    if size % row_bytes or (not free and size != row_bytes):
         raise InvalidArgumentError(
             f"input {quoted(spec.name)} has {size} bytes (expected {'a multiple of ' * free}"
-            f"{known}: it is {spec})"
+            f"{row_bytes}: it is {spec})"
         )
-    return [size // known if length == -1 else length for length in sizes]
+    return [size // row_bytes if length == -1 else length for length in sizes]

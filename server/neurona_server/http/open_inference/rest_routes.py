@@ -423,16 +423,16 @@ class _Routes:
         del body  # its data are in the message now
         form = infer.form
         response = await request.call(_INFER, infer.message)
-        written = form.write_like_earlier(response) if len(response) < SLOW_BINARY else None
-        if written is None:
-            written = await _write(request, form, response)
-        if written.json_bytes is None:
-            return HttpResponse(HTTPStatus.OK, written.content, JSON)
+        answer = form.write_like_earlier(response) if len(response) < SLOW_BINARY else None
+        if answer is None:
+            answer = await _write(request, form, response)
+        if answer.json_bytes is None:
+            return HttpResponse(HTTPStatus.OK, answer.content, JSON)
         # Tensors are hardly worth it: only for callers that ask for one encoding, as nobody does
         # who accepts what its library can read.
         request.may_compress = "," not in request.headers.get("accept-encoding", "")
         return HttpResponse(
-            HTTPStatus.OK, written.content, BINARY, {_HEADER_NAME: str(written.json_bytes)}
+            HTTPStatus.OK, answer.content, BINARY, {_HEADER_NAME: str(answer.json_bytes)}
         )
 
     async def _read(self, request: ApiRequest, body: bytes, json_bytes: int) -> InferRequest:
