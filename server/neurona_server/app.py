@@ -19,7 +19,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server.address import is_local
+from neurona_server.address import UNIX, is_local
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.watchdog import RunWatchdog
@@ -81,6 +81,7 @@ from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.rpc.v1.sessions import Sessions
 from neurona_server.rpc.worker_pool import WorkerPool
+from neurona_server.start_text import ServedAddresses, write_start_text
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.device_metrics import DeviceInfo
 from neurona_server.telemetry.metrics import Metrics
@@ -93,6 +94,9 @@ log = logging.getLogger(__name__)
 
 PREDICTION = "neurona.v1.Prediction"
 """The service whose health is that of the whole server, whatever becomes of its models."""
+
+CHECK_STOP_SECONDS = 5.0
+"""Time for the models to be unloaded that were loaded to be checked."""
 
 SPAN_FLUSH_SECONDS = 2.0
 """Time at the stop for the last spans to reach their collector."""
@@ -191,7 +195,9 @@ class App:
         self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._have_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
+        self._grpc_port = 0
         self._close_metrics: Callable[[], None] = lambda: None
+        self._metrics_address: str = config.metrics_address
         self._stopping = False
 
     def start(self) -> None:
@@ -217,6 +223,7 @@ class App:
         gc.collect()
         gc.freeze()
         grpc_port = self._listener.start(self._config.address)
+        self._grpc_port = grpc_port
         if self._config.http_address:
             self._http = self._make_http()
             self._http.start()
@@ -300,6 +307,45 @@ class App:
         routes.append(openapi_route(routes))
         return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
 
+    def start_text(self) -> str:
+        """Return what a person wants to know of the server once it has started."""
+        config = self._config
+        http = ""
+        if self._http is not None:
+            http = f"{config.http_address.rpartition(':')[0]}:{self._http.port}"
+        grpc_address = config.address.partition(",")[0]
+        if not grpc_address.startswith(UNIX):
+            grpc_address = f"{grpc_address.rpartition(':')[0]}:{self._grpc_port}"
+        addresses = ServedAddresses(
+            grpc_address,
+            http,
+            # Of port 0, only the supervisor knows which port it has.
+            "" if self._metrics_address.endswith(":0") else self._metrics_address,
+            certificate=config.tls_certificate,
+            has_tokens=bool(config.tokens_file),
+        )
+        return write_start_text(self._registry, addresses)
+
+    def check_models(self) -> tuple[list[Model], list[str]]:
+        """Load all models without serving them, and unload them again.
+
+        Returns:
+            The models that can be served, and a line for each fault.
+
+        Raises:
+            LoadError: A repository cannot be read, or what was named cannot be served.
+        """
+        check_given(self._config.files)
+        self._watchdog.start()
+        try:
+            problems = self._reconciler.start_all()
+            models = [*self._registry.models()]
+            faults = [f"{model}: degraded: {model.degraded}" for model in models if model.degraded]
+            return models, [*problems, *faults]
+        finally:
+            self._reconciler.stop(CHECK_STOP_SECONDS)
+            self._watchdog.stop()
+
     def state(self) -> str:
         """Return STARTING, SERVING or NOT_SERVING, which a reason may follow."""
         if self._is_serving():
@@ -351,6 +397,7 @@ class App:
             hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
+        self._metrics_address = f"{address.rpartition(':')[0]}:{server.port}"
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 
     def _load_models(self) -> None:
