@@ -26,6 +26,8 @@ from neurona_server.config.options import Config
 from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.http.neurona_api import neurona_routes
+from neurona_server.http.open_inference.rest_routes import open_inference_routes
+from neurona_server.http.openapi import openapi_route
 from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
@@ -186,7 +188,7 @@ class App:
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
-        self._make_http = partial(self._make_http_transport, methods, workers, options)
+        self._make_http = partial(self._make_http_transport, methods, workers, limits, options)
         self._http: HttpTransport | None = None
         self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
         self._metrics.watch_connections(self._listener.guard)
@@ -305,7 +307,7 @@ class App:
         return self._listener.has_turned() and http_turned
 
     def _make_http_transport(
-        self, methods: Methods, workers: WorkerPool, options: ListenerOptions
+        self, methods: Methods, workers: WorkerPool, limits: Limits, options: ListenerOptions
     ) -> HttpTransport:
         config = self._config
         http_options = HttpOptions(
@@ -318,7 +320,11 @@ class App:
             reuse_port=options.reuse_port,
             tracer=options.tracer,
         )
-        routes = [*neurona_routes(methods, self.state)]
+        routes = [
+            *neurona_routes(methods, self.state),
+            *open_inference_routes(methods, self._registry, limits),
+        ]
+        routes.append(openapi_route(routes))
         return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
 
     def start_text(self) -> str:
