@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from neurona_protos.prediction_pb2 import Task
-from neurona_server.errors import LoadError, close_match
+from neurona_server.errors import LoadError, close_match, printable
 from neurona_server.models.onnx.provider_options import (
     ProviderOptionError,
     ProviderOptions,
@@ -181,8 +181,21 @@ class ModelToml(_Table, frozen=True):
     provider_options: dict[str, dict[str, Any]] = {}
 
 
-def read_model_toml(folder: Path) -> ModelSettings:
-    """Read the model.toml in a model's folder.
+def find_labels_file(folder: Path, name: str) -> str:
+    """Return the name of the file of labels that a file of settings has, "" if it names none."""
+    try:
+        labels = tomllib.loads(read_text(folder, name)).get("labels_file", "")
+    except (LoadError, ValueError, RecursionError):
+        return ""
+    return labels if isinstance(labels, str) and "\0" not in labels else ""
+
+
+def read_model_toml(folder: Path, name: str = MODEL_TOML) -> ModelSettings:
+    """Read the model.toml in a model's folder, or a file like it.
+
+    Args:
+        folder: Where it is, and the files that it names.
+        name: Its name.
 
     Raises:
         LoadError: The file cannot be read or is invalid; the message is one line that begins
@@ -190,14 +203,14 @@ def read_model_toml(folder: Path) -> ModelSettings:
     """
     try:
         try:
-            values = tomllib.loads(read_text(folder, MODEL_TOML))
+            values = tomllib.loads(read_text(folder, name))
         except ValueError as error:
             raise LoadError(f"invalid TOML: {error}") from error
         except RecursionError as error:
             raise LoadError("invalid TOML: too many levels") from error
         return _to_settings(folder, convert(values, ModelToml, "", LoadError))
     except LoadError as error:
-        raise LoadError(f"{MODEL_TOML}: {error}") from error
+        raise LoadError(f"{printable(name)}: {error}") from error
 
 
 def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
