@@ -289,13 +289,17 @@ class Model:
         self.batcher.answer_bounds = find_answer_bounds(
             self.answer, self.settings.inputs, finite=answer.finite
         )
+        self._open_for_sessions(source, cancellation)
+        self.metrics.record_placement(session.placement, bool(self.degraded))
+        if self.degraded:
+            log.warning("%s: degraded: %s", source, self.degraded, extra=self.log_fields)
+
+    def _open_for_sessions(self, source: ModelSource, cancellation: LoadCancellation) -> None:
+        """Let sessions begin, if the model has a state."""
         if (form := self.sequences) is not None and form.has_state:
             digest = content_digest(source.path, cancellation)
             self.state_codec = StateCodec(self.name, self.version, digest, form.state_size)
             self.metrics.sessions  # noqa: B018  its series exist before the first session
-        self.metrics.record_placement(session.placement, bool(self.degraded))
-        if self.degraded:
-            log.warning("%s: degraded: %s", source, self.degraded, extra=self.log_fields)
 
     def _warm_up(
         self,
