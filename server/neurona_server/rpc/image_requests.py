@@ -51,6 +51,13 @@ class EncodedRequest:
             for name, one in self.inputs.items()
         )
 
+    def check_size(self, max_bytes: int) -> None:
+        """Raise InvalidArgumentError if the rows would have more bytes, as far as that is known."""
+        if self.nbytes > max_bytes:
+            raise InvalidArgumentError(
+                f"request has {self.nbytes} bytes once it is decoded (expected at most {max_bytes})"
+            )
+
 
 def find_encoded(
     images: Mapping[str, ImageInput], types: Mapping[str, TensorType]

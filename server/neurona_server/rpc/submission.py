@@ -260,41 +260,29 @@ def submit(
     try:
         model = resolve()
         parsed = read(model)
+        types, encoded = parsed.input_types, None
         try:
-            rows = model.signature.check(parsed.input_types)
+            rows = model.signature.check(types)
         except InvalidArgumentError as mismatch:
             # Only here, so that requests of arrays pay nothing for images.
-            if (encoded := _find_images(model, parsed)) is None:
-                explained = parsed.explain(mismatch)
-                raise explain_strings(parsed.input_types, model.signature, explained) from None
-        else:
-            encoded = None
+            encoded = None if parsed.session else find_encoded(model.images, types)
+            if encoded is None:
+                raise explain_strings(types, model.signature, parsed.explain(mismatch)) from None
         if encoded is not None:
-            retry = partial(submit, metrics, resolve, read, responder, workers, max_retries - 1)
-            return _submit_images(
-                model,
-                encoded,
-                parsed,
-                responder,
-                workers,
-                started,
-                resolve if max_retries else None,
-                retry,
-            )
+            types = encoded.types
+            rows = model.signature.check(types)
         parsed.limits.check_rows(rows)
         if parsed.session is not None:
-            parsed.session.check_rows(parsed.input_types)
-        accepted = AcceptedRequest(
-            model,
-            rows,
-            model.signature.group(parsed.input_types),
-            parsed.response_writer,
-            parsed.priority,
-        )
+            parsed.session.check_rows(types)
+        group = model.signature.group(types)
+        accepted = AcceptedRequest(model, rows, group, parsed.response_writer, parsed.priority)
         retry = partial(submit, metrics, resolve, read, responder, workers, max_retries - 1)
         prepared = _DecodableRequest(
             accepted, parsed, responder, workers, started, resolve if max_retries else None, retry
         )
+        if encoded is not None:
+            prepared.decode_images(encoded)
+            return accepted
         if parsed.is_slow():
             cancellations: list[None] = []  # which hold nothing of the message
             responder.on_cancel(partial(cancellations.append, None))
@@ -306,74 +294,6 @@ def submit(
         return None
     prepared.send(inputs, responder.defer)
     return accepted
-
-
-def _find_images(model: Model, parsed: ParsedRequest) -> EncodedRequest | None:
-    """Return the encoded images of a request; None without any, and for a step of a session."""
-    return None if parsed.session else find_encoded(model.images, parsed.input_types)
-
-
-def _submit_images(
-    model: Model,
-    encoded: EncodedRequest,
-    parsed: ParsedRequest,
-    responder: Responder,
-    workers: WorkerPool,
-    started: float,
-    resolve: Callable[[], Model] | None,
-    retry: Callable[[], object],
-) -> AcceptedRequest:
-    """Decode the images of a request in threads of their own, and then submit it.
-
-    Raises:
-        InvalidArgumentError: The decoded inputs would not match the signature, or be too large.
-        QueueFullError: Too much is being decoded.
-    """
-    rows = model.signature.check(encoded.types)
-    parsed.limits.check_rows(rows)
-    max_bytes = model.batcher.policy.max_queue_bytes
-    if encoded.nbytes > max_bytes:
-        raise InvalidArgumentError(
-            f"request has {encoded.nbytes} bytes once it is decoded (expected at most {max_bytes})"
-        )
-
-    def accept(types: Mapping[str, TensorType]) -> AcceptedRequest:
-        group = model.signature.group(types)
-        return AcceptedRequest(model, rows, group, parsed.response_writer, parsed.priority)
-
-    cancellations: list[None] = []  # which hold nothing of the message
-
-    def deliver(inputs: Inputs) -> None:
-        types = {name: (dtype, inputs[name].shape) for name, (dtype, _) in encoded.types.items()}
-        model.signature.check(types)
-        nbytes = max(parsed.nbytes, sum(array.nbytes for array in inputs.values()))
-        decoded = _DecodableRequest(
-            accept(types),
-            parsed._replace(nbytes=nbytes),
-            responder,
-            workers,
-            started,
-            resolve,
-            retry,
-        )
-        submission = decoded.send(inputs, None)
-        if cancellations:  # meanwhile, and maybe before the submission could learn it
-            cancel(submission)
-
-    job = ImageRequest(
-        encoded,
-        parsed.decode,
-        parsed.nbytes,
-        parsed.deadline,
-        max_bytes,
-        workers.images,
-        cancellations,
-        deliver,
-        lambda error: _fail(model, error, responder, started),
-    )
-    responder.on_cancel(partial(cancellations.append, None))
-    workers.images.submit(job)
-    return accept(encoded.types)
 
 
 class _DecodableRequest:
@@ -419,6 +339,44 @@ class _DecodableRequest:
         submission = self.send(inputs, None)
         if cancellations:  # meanwhile, and maybe before the submission could learn it
             cancel(submission)
+
+    def decode_images(self, encoded: EncodedRequest) -> None:
+        """Decode the images in threads of their own, and submit the request then.
+
+        Raises:
+            InvalidArgumentError: The rows would be too large.
+            QueueFullError: Too much is being decoded.
+        """
+        accepted, parsed, responder = self._accepted, self._parsed, self._responder
+        model, max_bytes = accepted.model, accepted.model.batcher.policy.max_queue_bytes
+        encoded.check_size(max_bytes)
+        cancellations: list[None] = []  # which hold nothing of the message
+
+        def deliver(inputs: Inputs) -> None:
+            types = {
+                name: (dtype, inputs[name].shape) for name, (dtype, _) in encoded.types.items()
+            }
+            model.signature.check(types)
+            nbytes = max(parsed.nbytes, sum(array.nbytes for array in inputs.values()))
+            self._accepted = accepted._replace(group=model.signature.group(types))
+            self._parsed = parsed._replace(nbytes=nbytes)
+            submission = self.send(inputs, None)
+            if cancellations:  # meanwhile, and maybe before the submission could learn it
+                cancel(submission)
+
+        job = ImageRequest(
+            encoded,
+            parsed.decode,
+            parsed.nbytes,
+            parsed.deadline,
+            max_bytes,
+            self._workers.images,
+            cancellations,
+            deliver,
+            lambda error: _fail(model, error, responder, self._started),
+        )
+        responder.on_cancel(partial(cancellations.append, None))
+        self._workers.images.submit(job)
 
     def send(self, inputs: Inputs, defer: Defer | None) -> Submission:
         """Submit the request with its inputs."""
