@@ -11,7 +11,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +26,8 @@ from neurona_server.config.options import Config
 from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.http.neurona_api import neurona_routes
+from neurona_server.http.open_inference.rest_routes import open_inference_routes
+from neurona_server.http.openapi import openapi_route
 from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
@@ -160,7 +161,8 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
-        workers = WorkerPool()
+        options = _listener_options(config, self._metrics, self._tracing)
+        self._workers = workers = WorkerPool()
         self._sessions = SessionStore(
             SessionLimits(config.max_sessions, config.session_idle_timeout_s)
         )
@@ -183,23 +185,30 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics, self._tracing)
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
-        self._make_http = partial(self._make_http_transport, methods, workers, options)
+        self._make_http = partial(self._make_http_transport, methods, workers, limits, options)
         self._http: HttpTransport | None = None
         self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
         self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._have_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
-        self._grpc_port = 0
         self._close_metrics: Callable[[], None] = lambda: None
         self._metrics_address: str = config.metrics_address
         self._stopping = False
+        self.grpc_port = 0
+        """The port of the first address, once it has started."""
+        self.http_port = 0
+        """That of HTTP, 0 without one."""
+        self.metrics_port = 0
+        """That of the metrics, 0 without one."""
 
-    def start(self) -> None:
+    def start(self, *, owns_process: bool = True) -> None:
         """Load the models and serve.
+
+        Args:
+            owns_process: Whether the process does nothing else: its garbage collector is tuned.
 
         Raises:
             LoadError: There is no model to serve, or strict is true and one cannot be served.
@@ -217,21 +226,22 @@ class App:
         self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)
-        # What exists now lives until the end: garbage collections need not visit it again.
-        gc.collect()
-        gc.freeze()
-        grpc_port = self._listener.start(self._config.address)
-        self._grpc_port = grpc_port
+        if owns_process:
+            # What exists now lives until the end: garbage collections need not visit it again.
+            gc.collect()
+            gc.freeze()
+        self.grpc_port = self._listener.start(self._config.address)
         if self._config.http_address:
             self._http = self._make_http()
             self._http.start()
+            self.http_port = self._http.port
         self._heartbeat.start()
         self._maintenance.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
             self._reconciler.start_polling(self._config.poll_ms / 1000)
-        log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
+        log.info("serving gRPC on %s (port %d)", self._config.address, self.grpc_port)
         if self._http is not None:
             scheme = "https" if self._config.tls_certificate else "http"
             host = self._config.http_address.rpartition(":")[0]
@@ -259,6 +269,8 @@ class App:
         drained = self._stop_transports(deadline)
         self._sessions.stop()
         drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
+        if drained:  # else a run that ends later may still have a task for them
+            self._workers.close()
         if self._tracing is not None:
             self._tracing.close(SPAN_FLUSH_SECONDS)
         self._watchdog.stop()
@@ -274,10 +286,20 @@ class App:
 
         if self._http is None:
             return stop(self._listener.stop)
-        with ThreadPoolExecutor(1, "stopping") as executor:
-            http_stopped = executor.submit(stop, self._http.stop)
-            grpc_stopped = stop(self._listener.stop)
-            return http_stopped.result() and grpc_stopped
+        http, http_stopped = self._http, threading.Event()
+
+        def stop_http() -> None:
+            if stop(http.stop):
+                http_stopped.set()
+
+        thread = threading.Thread(target=stop_http, name="stopping", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to end, and starts no threads
+            return stop(self._listener.stop) and stop(http.stop)
+        grpc_stopped = stop(self._listener.stop)
+        thread.join()
+        return http_stopped.is_set() and grpc_stopped
 
     def _have_turned(self) -> bool:
         """Return whether the threads of both transports have turned since the last call."""
@@ -285,7 +307,7 @@ class App:
         return self._listener.has_turned() and http_turned
 
     def _make_http_transport(
-        self, methods: Methods, workers: WorkerPool, options: ListenerOptions
+        self, methods: Methods, workers: WorkerPool, limits: Limits, options: ListenerOptions
     ) -> HttpTransport:
         config = self._config
         http_options = HttpOptions(
@@ -298,7 +320,11 @@ class App:
             reuse_port=options.reuse_port,
             tracer=options.tracer,
         )
-        routes = [*neurona_routes(methods, self.state)]
+        routes = [
+            *neurona_routes(methods, self.state),
+            *open_inference_routes(methods, self._registry, limits),
+        ]
+        routes.append(openapi_route(routes))
         return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
 
     def start_text(self) -> str:
@@ -309,7 +335,7 @@ class App:
             http = f"{config.http_address.rpartition(':')[0]}:{self._http.port}"
         grpc_address = config.address.partition(",")[0]
         if not grpc_address.startswith(UNIX):
-            grpc_address = f"{grpc_address.rpartition(':')[0]}:{self._grpc_port}"
+            grpc_address = f"{grpc_address.rpartition(':')[0]}:{self.grpc_port}"
         addresses = ServedAddresses(
             grpc_address,
             http,
@@ -383,6 +409,8 @@ class App:
 
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
+        if not address:
+            return
         server = MetricsServer(
             address,
             self.registry,
@@ -391,6 +419,7 @@ class App:
             hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
+        self.metrics_port = server.port
         self._metrics_address = f"{address.rpartition(':')[0]}:{server.port}"
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 
