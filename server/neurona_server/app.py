@@ -11,8 +11,10 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -24,6 +26,8 @@ from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
 from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
+from neurona_server.http.neurona_api import neurona_routes
+from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
@@ -54,6 +58,7 @@ from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
 from neurona_server.models.repository.single_files import check_given
 from neurona_server.resources import available_cpus
+from neurona_server.rpc.call import Methods
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.health import SERVING, Health
 from neurona_server.rpc.limits import Limits
@@ -80,7 +85,7 @@ from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.run_journal import JournalEntry, ModelKey, RunJournal, files_digest
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
-from neurona_server.web.server import MetricsServer
+from neurona_server.web.metrics_server import MetricsServer
 
 log = logging.getLogger(__name__)
 
@@ -178,9 +183,11 @@ class App:
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
+        self._make_http = partial(self._make_http_transport, methods, workers, options)
+        self._http: HttpTransport | None = None
         self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
         self._metrics.watch_connections(self._listener.guard)
-        self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
+        self._heartbeat = Heartbeat(self._have_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
         self._stopping = False
@@ -208,6 +215,9 @@ class App:
         gc.collect()
         gc.freeze()
         grpc_port = self._listener.start(self._config.address)
+        if self._config.http_address:
+            self._http = self._make_http()
+            self._http.start()
         self._heartbeat.start()
         self._maintenance.start()
         self._serving.set()
@@ -215,6 +225,10 @@ class App:
         if self._config.model_control != "none":
             self._reconciler.start_polling(self._config.poll_ms / 1000)
         log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
+        if self._http is not None:
+            scheme = "https" if self._config.tls_certificate else "http"
+            host = self._config.http_address.rpartition(":")[0]
+            log.info("serving HTTP on %s://%s:%d/", scheme, host, self._http.port)
 
     def stop(self) -> bool:
         """Drain and stop.
@@ -226,6 +240,8 @@ class App:
         self._serving.clear()
         self._health.stop()
         log.info("shutting down: health set to NOT_SERVING")
+        if self._http is not None:
+            self._http.announce_stop()
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
         withdraw_marks()
@@ -233,7 +249,7 @@ class App:
         self._maintenance.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
-        drained = self._listener.stop(max(0.0, deadline - time.monotonic()))
+        drained = self._stop_transports(deadline)
         self._sessions.stop()
         drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
         if self._tracing is not None:
@@ -242,6 +258,41 @@ class App:
         self._close_metrics()
         log.info("stopped")
         return drained
+
+    def _stop_transports(self, deadline: float) -> bool:
+        """Stop both transports at the same time; return False if one is hung."""
+
+        def stop(stop_one: Callable[[float], bool]) -> bool:
+            return stop_one(max(0.0, deadline - time.monotonic()))
+
+        if self._http is None:
+            return stop(self._listener.stop)
+        with ThreadPoolExecutor(1, "stopping") as executor:
+            http_stopped = executor.submit(stop, self._http.stop)
+            grpc_stopped = stop(self._listener.stop)
+            return http_stopped.result() and grpc_stopped
+
+    def _have_turned(self) -> bool:
+        """Return whether the threads of both transports have turned since the last call."""
+        http_turned = self._http is None or self._http.has_turned()
+        return self._listener.has_turned() and http_turned
+
+    def _make_http_transport(
+        self, methods: Methods, workers: WorkerPool, options: ListenerOptions
+    ) -> HttpTransport:
+        config = self._config
+        http_options = HttpOptions(
+            config.http_address,
+            config.http_hosts,
+            max_message_bytes=config.max_message_bytes,
+            access=options.access,
+            make_tls_context=options.certificates.http_context if options.certificates else None,
+            on_reject=self._metrics.record_rejection,
+            reuse_port=options.reuse_port,
+            tracer=options.tracer,
+        )
+        routes = [*neurona_routes(methods, self.state)]
+        return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
 
     def state(self) -> str:
         """Return STARTING, SERVING or NOT_SERVING, which a reason may follow."""
@@ -449,8 +500,11 @@ def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None)
         certificates = Certificates(*files, client_ca)
     elif config.tls_certificate or config.tls_key or config.tls_client_ca:
         raise ConfigError("incomplete TLS options (expected tls_certificate and tls_key)")
-    elif not all(map(is_local, config.address.split(","))):
-        log.warning("no TLS: %s accepts unencrypted calls from other machines", config.address)
+    else:
+        addresses = [*config.address.split(","), *filter(None, [config.http_address])]
+        if remote := [address for address in addresses if not is_local(address)]:
+            text = ",".join(remote)
+            log.warning("no TLS: %s accepts unencrypted calls from other machines", text)
     access = Access(Path(config.tokens_file)) if config.tokens_file else None
     return ListenerOptions(
         max_message_bytes=config.max_message_bytes,

@@ -19,6 +19,7 @@ from neurona_server.config.parsers import (
     HostName,
     LogLevel,
     NamedFolder,
+    OptionalWebAddress,
     ProviderNames,
     ProviderOptionTexts,
     VersionPolicyText,
@@ -99,6 +100,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "those of private domains (.local, .internal, .svc) need not be named; requests for "
             "other names are rejected, since any web page could send them. *: every name. May be "
             "given several times."
+        ),
+    ] = ()
+    http_address: Annotated[
+        OptionalWebAddress,
+        Help(
+            "HOST:PORT to serve predictions on over HTTP/1.1, with the tokens, certificates and "
+            "limits of gRPC. off: gRPC only."
+        ),
+    ] = OptionalWebAddress("127.0.0.1:8000")
+    http_hosts: Annotated[
+        tuple[HostName, ...],
+        Help(
+            "Name under which http_address is reached. As with metrics_hosts, IP addresses, names "
+            "without dots and those of private domains need not be named; requests for other names "
+            "are rejected. Without tokens, pages of these names may call the server too. *: every "
+            "name. May be given several times."
         ),
     ] = ()
     versions: Annotated[

@@ -29,6 +29,22 @@ class WebAddress(str):
         return cls(check_address(text, unix=False))
 
 
+OFF = "off"
+
+
+class OptionalWebAddress(str):
+    """HOST:PORT or [IPV6]:PORT, or "" for off."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if text in ("", OFF):
+            return cls("")
+        try:
+            return cls(check_address(text, unix=False))
+        except ValueError as error:
+            raise ValueError(f"{error}, or off") from None
+
+
 class HostName(str):
     """The name of a host in lower case, or "*"."""
 
