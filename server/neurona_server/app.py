@@ -19,7 +19,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server.address import is_local
+from neurona_server.address import UNIX, is_local
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.watchdog import RunWatchdog
@@ -27,6 +27,12 @@ from neurona_server.config.options import Config
 from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.http.neurona_api import neurona_routes
+from neurona_server.http.playground.pages import (
+    ServerFacts,
+    disabled_routes,
+    playground_routes,
+    server_port,
+)
 from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
@@ -190,6 +196,7 @@ class App:
         self._heartbeat = Heartbeat(self._have_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
+        self._metrics_port = 0
         self._stopping = False
 
     def start(self) -> None:
@@ -216,7 +223,7 @@ class App:
         gc.freeze()
         grpc_port = self._listener.start(self._config.address)
         if self._config.http_address:
-            self._http = self._make_http()
+            self._http = self._make_http(self._playground_facts(grpc_port))
             self._http.start()
         self._heartbeat.start()
         self._maintenance.start()
@@ -278,7 +285,11 @@ class App:
         return self._listener.has_turned() and http_turned
 
     def _make_http_transport(
-        self, methods: Methods, workers: WorkerPool, options: ListenerOptions
+        self,
+        methods: Methods,
+        workers: WorkerPool,
+        options: ListenerOptions,
+        facts: ServerFacts,
     ) -> HttpTransport:
         config = self._config
         http_options = HttpOptions(
@@ -291,8 +302,21 @@ class App:
             reuse_port=options.reuse_port,
             tracer=options.tracer,
         )
-        routes = [*neurona_routes(methods, self.state)]
+        page = playground_routes(facts) if config.playground else disabled_routes()
+        routes = [*neurona_routes(methods, self.state), *page]
         return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
+
+    def _playground_facts(self, grpc_port: int) -> ServerFacts:
+        """Return what the playground says of this server to everybody who opens it."""
+        config = self._config
+        has_tls = bool(config.tls_certificate)
+        tcp = [one for one in config.address.split(",") if not one.startswith(UNIX)]
+        return ServerFacts(
+            grpc=server_port(tcp[0], grpc_port, tls=has_tls) if tcp else None,
+            metrics=server_port(config.metrics_address, self._metrics_port),
+            tokens=bool(config.tokens_file),
+            version="" if config.tokens_file else installed_version(),
+        )
 
     def state(self) -> str:
         """Return STARTING, SERVING or NOT_SERVING, which a reason may follow."""
@@ -345,6 +369,7 @@ class App:
             hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
+        self._metrics_port = server.port
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 
     def _load_models(self) -> None:

@@ -7,4 +7,5 @@ timings          how long a request waited and ran, for the header Server-Timing
 error_responses  the HTTP status and the JSON of an error
 compression      compressed bodies, with a limit
 neurona_api      neurona.v1 as JSON and as protobuf
+playground       the page at the root, on which a person tries the models
 """

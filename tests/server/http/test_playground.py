@@ -7,10 +7,12 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import onnx_models
 from support.in_process_server import run_app
+from support.server_process import free_addresses
 
 from neurona_server.http.playground import pages
 
@@ -26,6 +28,16 @@ def get(app, path, headers=(), data=None):
         return response.status, response.headers, response.read()
 
 
+@contextlib.contextmanager
+def serve(*arguments):
+    """Runs a server with HTTP; its addresses are attributes."""
+    (http_address,) = free_addresses(1)
+    with run_app([str(one) for one in arguments], {}, http_address=http_address) as app:
+        yield SimpleNamespace(
+            http_address=http_address, address=app.address, metrics_address=app.metrics_address
+        )
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
@@ -35,7 +47,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def app(repository):
-    with run_app(["--repository", str(repository)], {}, http_address="127.0.0.1:0") as app:
+    with serve("--repository", repository) as app:
         yield app
 
 
@@ -45,8 +57,7 @@ def guarded_app(repository, tmp_path_factory):
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
     rights = '["predict", "describe"]'
     tokens.write_text(f'[[tokens]]\nname = "person"\nsha256 = "{digest}"\nrights = {rights}\n')
-    arguments = ["--repository", str(repository), "--tokens-file", str(tokens)]
-    with run_app(arguments, {}, http_address="127.0.0.1:0") as app:
+    with serve("--repository", repository, "--tokens-file", tokens) as app:
         yield app
 
 
@@ -165,8 +176,7 @@ def test_with_tokens_the_page_is_served_and_its_calls_need_one(guarded_app):
 
 
 def test_switched_off_the_page_says_so(repository):
-    arguments = ["--repository", str(repository), "--playground", "false"]
-    with run_app(arguments, {}, http_address="127.0.0.1:0") as app:
+    with serve("--repository", repository, "--playground", "false") as app:
         status, _, content = get(app, "/")
         assert status == 404
         assert content == b"the playground is off (expected the option playground)\n"

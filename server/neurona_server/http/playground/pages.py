@@ -69,6 +69,22 @@ class ServerFacts:
     """The path of the OpenAPI description; "" if there is none."""
 
 
+def server_port(address: str, bound_port: int, *, tls: bool = False) -> ServerPort | None:
+    """Return where a part of the server listens.
+
+    Args:
+        address: Its configured HOST:PORT.
+        bound_port: The port that it has if the configured one is 0; 0: unknown.
+        tls: Whether it expects TLS.
+
+    Returns:
+        None if the port is unknown.
+    """
+    host, _, port = address.rpartition(":")
+    number = int(port) or bound_port
+    return ServerPort(host, number, tls) if number else None
+
+
 def playground_routes(facts: ServerFacts) -> list[Route]:
     """Return the routes of the page.
 
