@@ -104,6 +104,7 @@ bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
 	$(BIN)/python tests/benchmarks/client.py
+	$(BIN)/python tests/benchmarks/rest.py
 	$(BIN)/python tests/benchmarks/sequences.py
 	$(BIN)/python tests/benchmarks/sessions.py
 	$(BIN)/python tests/benchmarks/session_campaign.py
@@ -162,7 +163,7 @@ test-crds: $(BIN)/.installed-dev
 # Triton's client wants other versions of what it shares with us: a Python of its own.
 $(VENV)/triton/.installed: | $(BIN)/.installed-dev
 	@test -x $(VENV)/triton/bin/python || $(PYTHON) -m venv $(VENV)/triton
-	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
+	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc,http]==2.73.0'
 	@touch $@
 
 # What client/node needs, outside its folder, so that no stray file gets into the wheel. Without

@@ -17,6 +17,7 @@ from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import ConfigError, DeviceLostError, LoadError, UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
+from neurona_server.models.class_outputs import find_scored_classes
 from neurona_server.models.device_ranking import find_ranking
 from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
@@ -134,6 +135,9 @@ class Model:
         self.sequence_reason = ""
         """Why it is that method, other than the reasons in `sequences`."""
 
+        self.has_run = False
+        """Whether it has run with synthetic inputs; False if it rejected all of them."""
+
         self.chunk_steps = 0
         """Steps of one run, for SEQUENCE_METHOD_CELLULAR."""
 
@@ -247,9 +251,13 @@ class Model:
         cancellation.raise_if_cancelled()
         self.metrics.record_warm_up(time.monotonic() - started)
         outputs = self.signature.outputs
+        self.has_run = recorder.has_runs
+        class_labels = session.class_labels or find_scored_classes(
+            source.path, outputs, self.signature, runs[0]
+        )
         answer = find_task(
             session.properties,
-            session.class_labels,
+            class_labels,
             [*inputs, *self.signature.optional],
             outputs if recorder.has_runs else without_sizes(outputs),
             self.settings,
