@@ -166,15 +166,15 @@ def find_image_inputs(
         LoadError: What the metadata or settings say of images contradicts the input.
     """
     specs = {spec.name: spec for spec in inputs}
-    found: dict[str, ImageInput] = {}
+    image_inputs: dict[str, ImageInput] = {}
     for described in metadata.inputs:
         spec = specs.get(described.name)
         if spec is None or not described.HasField("image"):
             continue
         if problem := _find_problem(described.image, spec):
             raise LoadError(f"its metadata say of images for input {spec.name!r}: {problem}")
-        found[spec.name] = ImageInput(spec, described.image)
-    return found
+        image_inputs[spec.name] = ImageInput(spec, described.image)
+    return image_inputs
 
 
 def describe_image(settings: ImageSettings, spec: TensorSpec) -> ImageDescription:
