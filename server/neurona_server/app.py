@@ -365,6 +365,7 @@ class App:
             "" if self._metrics_address.endswith(":0") else self._metrics_address,
             certificate=config.tls_certificate,
             has_tokens=bool(config.tokens_file),
+            has_playground=config.playground,
         )
         return write_start_text(self._registry, addresses)
 
