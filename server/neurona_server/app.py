@@ -27,7 +27,14 @@ from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.http.neurona_api import neurona_routes
 from neurona_server.http.open_inference.rest_routes import open_inference_routes
+from neurona_server.http.openapi import PATH as OPENAPI_PATH
 from neurona_server.http.openapi import openapi_route
+from neurona_server.http.playground.pages import (
+    ServerFacts,
+    disabled_routes,
+    playground_routes,
+    server_port,
+)
 from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
@@ -325,7 +332,21 @@ class App:
             *open_inference_routes(methods, self._registry, limits),
         ]
         routes.append(openapi_route(routes))
+        routes += playground_routes(self._page_facts()) if config.playground else disabled_routes()
         return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
+
+    def _page_facts(self) -> ServerFacts:
+        """Return what the playground says of this server to everybody who opens it."""
+        config = self._config
+        has_tls = bool(config.tls_certificate)
+        tcp = [one for one in config.address.split(",") if not one.startswith(UNIX)]
+        return ServerFacts(
+            grpc=server_port(tcp[0], self.grpc_port, tls=has_tls) if tcp else None,
+            metrics=server_port(self._metrics_address, self.metrics_port),
+            tokens=bool(config.tokens_file),
+            version="" if config.tokens_file else installed_version(),
+            openapi=OPENAPI_PATH,
+        )
 
     def start_text(self) -> str:
         """Return what a person wants to know of the server once it has started."""

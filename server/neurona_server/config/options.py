@@ -119,6 +119,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "name. May be given several times."
         ),
     ] = ()
+    playground: Annotated[
+        bool,
+        Help(
+            "Serve the playground, a page to try the models on, at the root of http_address. Its "
+            "calls need tokens as those of other callers do."
+        ),
+    ] = True
     versions: Annotated[
         VersionPolicyText,
         Help(

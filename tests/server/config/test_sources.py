@@ -92,6 +92,7 @@ def test_every_option_can_be_set_in_every_source():
         "address": "[::1]:1",
         "metrics_address": "h:2",
         "http_address": "h:3",
+        "playground": "false",
         "log_level": "debug",
         "log_format": "json",
         "traces_endpoint": "http://collector:4317",
