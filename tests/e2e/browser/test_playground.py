@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata, Task,
 
 ANSWERED = "!!document.querySelector('#answer-content dl')"
 SEVEN = [(0.25, 0.2), (0.5, 0.2), (0.75, 0.2), (0.6, 0.45), (0.5, 0.65), (0.42, 0.9)]
+FOLDER = "a<img src=x onerror=window.broken=1>"
 FORGED = "<b onclick=window.broken=1>bold</b>"
 
 
@@ -87,7 +89,8 @@ def server(command, tmp_path_factory):
     loudness = [ValueDescription(name="mean", unit="")]
     save_mean(root / "sound" / "1" / "model.onnx", ["batch", "time"], sound, loudness)
     onnx_models.save_sum(root / "sum" / "1" / "model.onnx")
-    save_hostile(root / "a<img src=x onerror=window.broken=1>" / "1" / "model.onnx")
+    save_hostile(root / "hostile" / "1" / "model.onnx")
+    shutil.copytree(root / "hostile", root / FOLDER)  # listed, but not served
     (http_address,) = free_addresses(1)
     with ServerProcess(root, "--http-address", http_address, "--load-check", "false") as server:
         yield server
@@ -237,8 +240,9 @@ def test_several_inputs_and_raw_tensors_are_json(browser, open_model):
 
 
 def test_texts_of_a_model_are_never_markup(browser, open_model, screenshot):
-    open_model("a%3Cimg%20src%3Dx%20onerror%3Dwindow.broken%3D1%3E")
+    open_model("hostile")
     predict(browser)
+    assert FOLDER in browser.text("#list")
     assert HOSTILE[0] in browser.text("#model")
     labels = browser.evaluate(
         "[...document.querySelectorAll('.bar-label')].map(n => n.textContent)"
@@ -249,8 +253,13 @@ def test_texts_of_a_model_are_never_markup(browser, open_model, screenshot):
     elements = "document.querySelectorAll('img, b, iframe, main script').length"
     assert browser.evaluate(elements) == 0
     assert browser.evaluate("document.documentElement.scrollWidth") <= 1400
-    screenshot("playground-hostile")
     assert browser.errors == []
+    screenshot("playground-hostile")
+    browser.evaluate(f"location.hash = `model=${{encodeURIComponent({FOLDER!r})}}`")
+    browser.wait_until("!!document.querySelector('#model > .error')")
+    assert FOLDER in browser.text("#model > .error")
+    assert browser.evaluate(elements) == 0
+    assert browser.evaluate("window.broken") is None
 
 
 def test_injected_code_does_not_run(browser, open_model):

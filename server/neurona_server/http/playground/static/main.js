@@ -2,7 +2,7 @@
 
 import { call, serverFacts, setToken, token } from "./api.js";
 import { factsOf, providerName, sayAnswer, showAnswer } from "./answers.js";
-import { byId, element, labelled, newId, select } from "./dom.js";
+import { byId, element, newId, select } from "./dom.js";
 import { describeShape, formsOf, readInputs } from "./forms.js";
 import { kindOf, showList, stateOf } from "./model_list.js";
 import { pictureForm } from "./picture_form.js";
@@ -181,7 +181,10 @@ function formGroup(view, inputs, changed) {
   const chooser = choices.length > 1 ? select(choices.map((kind) => [kind, FORM_NAMES[kind]]), { change: (event) => { open(event.target.value); changed(false); } }) : null;
   const head = element("div", { class: "input-head" });
   if (title) head.append(element("h3", {}, title, element("span", { class: "hint" }, ` ${describeShape(input, typeName(input.dtype))}`)));
-  if (chooser) head.append(element("span", { class: "as" }, labelled(`Enter ${title || "them"} as`, chooser)));
+  if (chooser) {
+    chooser.setAttribute("aria-label", `Enter ${title || "the row"} as`);
+    head.append(chooser);
+  }
   if (input.optional) {
     const box = element("input", { type: "checkbox", id: newId("send") });
     box.addEventListener("change", () => { place.hidden = !box.checked; });
