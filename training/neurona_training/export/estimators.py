@@ -68,7 +68,7 @@ def export_baseline(
         level: of the prediction intervals that a regression answers too; 0 for none.
 
     Returns:
-        An ONNX file with the inputs and the output that `onnx_export.export` gives a network's,
+        An ONNX file with the inputs and the output that `onnx_export.export_network` gives a network's,
         and its metadata, with the metrics of the file itself on the test rows.
 
     Raises:

@@ -1,11 +1,16 @@
-"""A trained network as one ONNX file, everything inside the graph and verified."""
+"""A trained network as one ONNX file, everything inside the graph and verified.
+
+`export_network` exports a recipe's network; `module_export.export` any module. Both convert by
+`torch_program` and `to_onnx`.
+"""
 
 import contextlib
 import copy
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import onnx
 import torch
@@ -50,7 +55,7 @@ class _WithLastStep(nn.Module):
         return output
 
 
-def export(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes:
+def export_network(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes:
     """Exports a network to ONNX and verifies it on ONNX Runtime.
 
     Axes called "batch" and "time" are of any size, the same in every input. An input with
@@ -85,9 +90,9 @@ def _export_verified(
 
     Raises:
         DifferenceError: only with `optimise`: outputs differ from the network's.
-        ExportError: see `export`.
+        ExportError: see `export_network`.
     """
-    model = export_graph(_simplify(complete), data, [output_name(data)], optimise=optimise)
+    model = export_graph(simplify(complete), data, [output_name(data)], optimise=optimise)
     add_string_lookups(model, data.inputs)
     scopes = read_module_scopes(model)
     content = serialise(model, described)
@@ -142,7 +147,7 @@ def add_string_lookups(model: onnx.ModelProto, inputs: Sequence[Input]) -> None:
         model.opset_import.append(onnx.helper.make_opsetid(_ML_DOMAIN, _ML_VERSION))
 
 
-def _simplify(network: nn.Module) -> nn.Module:
+def simplify(network: nn.Module) -> nn.Module:
     """Copies the network, with each module that has a simpler equivalent replaced by it."""
     simple = copy.deepcopy(network)
     for name, module in list(simple.named_modules()):
@@ -172,24 +177,109 @@ def export_graph(
     )
     # Two rows: torch takes a size of 1 in the example for a size that is always 1.
     example = tuple(torch.from_numpy(array[[0, -1]]) for array in data.test.arrays)
+    program = torch_program(network, example, (dynamic,))  # of the one parameter *inputs
+    axes = {
+        described.name: [axis if axis in _DYNAMIC_AXES else "" for axis in described.axes]
+        for described in data.inputs
+    }
+    return to_onnx(program, axes, output_names, optimise=optimise)
+
+
+def torch_program(
+    network: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """Traces a module.
+
+    Args:
+        network: in evaluation mode.
+        example: its arguments.
+        dynamic_shapes: which axes are of any size, as `torch.export.export` takes them.
+
+    Raises:
+        ExportError: torch cannot trace the module.
+    """
+    try:
+        with _quiet_exporter():
+            return torch.export.export(
+                network, example, dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except ExportError:
+        raise
+    except Exception as error:  # it raises whatever its passes raise
+        raise ExportError(f"torch cannot export the network: {_explain(error)}") from error
+
+
+def to_onnx(
+    program: torch.export.ExportedProgram,
+    axes: Mapping[str, Sequence[str]],
+    output_names: Sequence[str],
+    *,
+    opset: int = OPSET,
+    optimise: bool = True,
+) -> onnx.ModelProto:
+    """Converts a traced module to an ONNX graph.
+
+    Args:
+        program: of `torch_program`.
+        axes: by input, in order: the name of each axis of any size, "" of an axis of one size.
+        output_names: a name for each output.
+        opset: version of ONNX's operators.
+        optimise: whether constants are folded, and nodes left out that change nothing.
+
+    Raises:
+        ExportError: an operator has no ONNX form, or the conversion fails otherwise.
+    """
     try:
         with _quiet_exporter():
             exported = torch.onnx.export(
-                network,
-                example,
+                program,
                 dynamo=True,
-                opset_version=OPSET,
-                input_names=[described.name for described in data.inputs],
+                opset_version=opset,
+                input_names=list(axes),
                 output_names=list(output_names),
-                dynamic_shapes=(dynamic,),  # of the one parameter *inputs
                 verbose=False,
                 optimize=optimise,
             )
-    except Exception as error:  # the exporter raises whatever its passes raise
-        reason = " ".join(str(error).split())[:500]
-        raise ExportError(f"torch cannot export the network: {reason}") from error
+    except Exception as error:  # see above
+        raise ExportError(f"torch cannot export the network: {_explain(error)}") from error
     # None is what the older exporter returns, without dynamo=True.
-    return cast(torch.onnx.ONNXProgram, exported).model_proto
+    model = cast(torch.onnx.ONNXProgram, exported).model_proto
+    _name_axes(model, axes)
+    return model
+
+
+def _name_axes(model: onnx.ModelProto, axes: Mapping[str, Sequence[str]]) -> None:
+    """Gives axes of any size their names instead of torch's symbols, in place."""
+    names: dict[str, str] = {}
+    for graph_input in model.graph.input:
+        dimensions = graph_input.type.tensor_type.shape.dim
+        for dimension, name in zip(dimensions, axes[graph_input.name], strict=True):
+            if dimension.dim_param and name:
+                names[dimension.dim_param] = name
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:  # perhaps a formula, such as s16//2 + 1
+                dimension.dim_param = re.sub(
+                    r"\w+", lambda word: names.get(word[0], word[0]), dimension.dim_param
+                )
+
+
+def _explain(error: Exception) -> str:
+    """The reason on one line, with what to do where the exporter's errors are known."""
+    text = " ".join(str(error).split())
+    operators = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)))
+    if operators:
+        return (
+            f"operator without an ONNX form: {', '.join(operators)} (expected forward to use others)"
+        )
+    if "data-dependent" in text:
+        place = re.search(r'File "[^"]*?([^"/\\]+)", line (\d+), in (\w+) (.{0,120})', text)
+        where = f" at {place[1]}:{place[2]} in {place[3]}" if place else ""
+        return (
+            f"forward branches or takes a size on the values of a tensor{where}: "
+            "(expected torch.where or torch.cond, and sizes from shapes alone)"
+        )
+    return text[:500]
 
 
 @contextlib.contextmanager
