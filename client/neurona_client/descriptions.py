@@ -7,6 +7,7 @@ from neurona_protos.prediction_pb2 import (
     DATA_TYPE_UNDEFINED,
     DataType,
     DescribeModelResponse,
+    ImageDescription,
     InputDescription,
     ListModelsResponse,
     State,
@@ -103,6 +104,8 @@ class TensorSpec:
             in the file that the model was trained on; empty if it did not say.
         time_column: of an input of sequences: the column of a table by which its rows follow each
             other in time; empty if they are in that order.
+        image: of an input of images: how an encoded one becomes a row; None if there is none.
+        example: of an input: one sample as JSON; empty if there is none.
     """
 
     name: str
@@ -126,6 +129,8 @@ class TensorSpec:
     date_columns: tuple[str, ...] = ()
     date_order: str = ""
     time_column: str = ""
+    image: ImageDescription | None = field(default=None, repr=False, compare=False)
+    example: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -250,4 +255,6 @@ def _tensor_spec(message: TensorDescription, words: InputDescription | None = No
         tuple(words.date_columns),
         words.date_order,
         words.time_column,
+        words.image if words.HasField("image") else None,
+        words.example,
     )

@@ -50,6 +50,36 @@ class SequenceMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEQUENCE_METHOD_EQUAL_LENGTHS: _ClassVar[SequenceMethod]
     SEQUENCE_METHOD_RAGGED: _ClassVar[SequenceMethod]
     SEQUENCE_METHOD_CELLULAR: _ClassVar[SequenceMethod]
+
+class ImageLayout(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_LAYOUT_HW: _ClassVar[ImageLayout]
+    IMAGE_LAYOUT_CHW: _ClassVar[ImageLayout]
+    IMAGE_LAYOUT_HWC: _ClassVar[ImageLayout]
+
+class ImageColours(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_COLOURS_GREY: _ClassVar[ImageColours]
+    IMAGE_COLOURS_RGB: _ClassVar[ImageColours]
+    IMAGE_COLOURS_BGR: _ClassVar[ImageColours]
+
+class ImageResize(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_RESIZE_FIT: _ClassVar[ImageResize]
+    IMAGE_RESIZE_STRETCH: _ClassVar[ImageResize]
+    IMAGE_RESIZE_SHORTER_SIDE: _ClassVar[ImageResize]
+
+class ImageFilter(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_FILTER_BOX: _ClassVar[ImageFilter]
+    IMAGE_FILTER_BILINEAR: _ClassVar[ImageFilter]
+    IMAGE_FILTER_BICUBIC: _ClassVar[ImageFilter]
+
+class ImageInversion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_INVERSION_NEVER: _ClassVar[ImageInversion]
+    IMAGE_INVERSION_ALWAYS: _ClassVar[ImageInversion]
+    IMAGE_INVERSION_BRIGHT_BORDER: _ClassVar[ImageInversion]
 DATA_TYPE_UNDEFINED: DataType
 DATA_TYPE_FLOAT: DataType
 DATA_TYPE_UINT8: DataType
@@ -79,6 +109,21 @@ STATE_UNLOADED: State
 SEQUENCE_METHOD_EQUAL_LENGTHS: SequenceMethod
 SEQUENCE_METHOD_RAGGED: SequenceMethod
 SEQUENCE_METHOD_CELLULAR: SequenceMethod
+IMAGE_LAYOUT_HW: ImageLayout
+IMAGE_LAYOUT_CHW: ImageLayout
+IMAGE_LAYOUT_HWC: ImageLayout
+IMAGE_COLOURS_GREY: ImageColours
+IMAGE_COLOURS_RGB: ImageColours
+IMAGE_COLOURS_BGR: ImageColours
+IMAGE_RESIZE_FIT: ImageResize
+IMAGE_RESIZE_STRETCH: ImageResize
+IMAGE_RESIZE_SHORTER_SIDE: ImageResize
+IMAGE_FILTER_BOX: ImageFilter
+IMAGE_FILTER_BILINEAR: ImageFilter
+IMAGE_FILTER_BICUBIC: ImageFilter
+IMAGE_INVERSION_NEVER: ImageInversion
+IMAGE_INVERSION_ALWAYS: ImageInversion
+IMAGE_INVERSION_BRIGHT_BORDER: ImageInversion
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data")
@@ -483,7 +528,7 @@ class ModelMetadata(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, str]] = ..., description: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[InputDescription, _Mapping]]] = ..., answer: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., values: _Optional[_Iterable[_Union[ValueDescription, _Mapping]]] = ..., figures: _Optional[_Mapping[str, float]] = ..., provenance: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class InputDescription(_message.Message):
-    __slots__ = ("name", "description", "unit", "columns", "categories", "window", "decimal_mark", "finite", "allow_nan", "lengths_of", "lengths_axis", "only_categories", "sample_rate", "date_columns", "date_order", "time_column")
+    __slots__ = ("name", "description", "unit", "columns", "categories", "window", "decimal_mark", "finite", "allow_nan", "lengths_of", "lengths_axis", "only_categories", "sample_rate", "date_columns", "date_order", "time_column", "image", "example")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
@@ -500,6 +545,8 @@ class InputDescription(_message.Message):
     DATE_COLUMNS_FIELD_NUMBER: _ClassVar[int]
     DATE_ORDER_FIELD_NUMBER: _ClassVar[int]
     TIME_COLUMN_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     unit: str
@@ -516,7 +563,41 @@ class InputDescription(_message.Message):
     date_columns: _containers.RepeatedScalarFieldContainer[str]
     date_order: str
     time_column: str
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ..., finite: bool = ..., allow_nan: bool = ..., lengths_of: _Optional[str] = ..., lengths_axis: _Optional[int] = ..., only_categories: bool = ..., sample_rate: _Optional[int] = ..., date_columns: _Optional[_Iterable[str]] = ..., date_order: _Optional[str] = ..., time_column: _Optional[str] = ...) -> None: ...
+    image: ImageDescription
+    example: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., unit: _Optional[str] = ..., columns: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., window: _Optional[int] = ..., decimal_mark: _Optional[str] = ..., finite: bool = ..., allow_nan: bool = ..., lengths_of: _Optional[str] = ..., lengths_axis: _Optional[int] = ..., only_categories: bool = ..., sample_rate: _Optional[int] = ..., date_columns: _Optional[_Iterable[str]] = ..., date_order: _Optional[str] = ..., time_column: _Optional[str] = ..., image: _Optional[_Union[ImageDescription, _Mapping]] = ..., example: _Optional[str] = ...) -> None: ...
+
+class ImageDescription(_message.Message):
+    __slots__ = ("layout", "colours", "width", "height", "resize", "filter", "shorter_side", "stored_width", "stored_height", "inversion", "black", "white", "mean", "std")
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    COLOURS_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    SHORTER_SIDE_FIELD_NUMBER: _ClassVar[int]
+    STORED_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    STORED_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    INVERSION_FIELD_NUMBER: _ClassVar[int]
+    BLACK_FIELD_NUMBER: _ClassVar[int]
+    WHITE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    layout: ImageLayout
+    colours: ImageColours
+    width: int
+    height: int
+    resize: ImageResize
+    filter: ImageFilter
+    shorter_side: int
+    stored_width: int
+    stored_height: int
+    inversion: ImageInversion
+    black: float
+    white: float
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, layout: _Optional[_Union[ImageLayout, str]] = ..., colours: _Optional[_Union[ImageColours, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., resize: _Optional[_Union[ImageResize, str]] = ..., filter: _Optional[_Union[ImageFilter, str]] = ..., shorter_side: _Optional[int] = ..., stored_width: _Optional[int] = ..., stored_height: _Optional[int] = ..., inversion: _Optional[_Union[ImageInversion, str]] = ..., black: _Optional[float] = ..., white: _Optional[float] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ValueDescription(_message.Message):
     __slots__ = ("name", "unit", "quantile")

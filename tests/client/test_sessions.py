@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -57,6 +58,14 @@ def of_session(servers):
     """The server that has the only session, and the other one."""
     first, second = servers
     return (first, second) if first.open_sessions else (second, first)
+
+
+def wait_for_all_servers(client):
+    """Wait until each is known to serve: one that is not yet is no choice for a session."""
+    end = time.monotonic() + 60
+    while not all(endpoint.serving for endpoint in client._base.pool.endpoints):
+        assert time.monotonic() < end, "a server was not reachable within 60 s"
+        time.sleep(0.001)
 
 
 def predict(session, value):
@@ -195,7 +204,7 @@ def test_a_server_that_is_lost_costs_nothing(pair, cygrpc, answers, monkeypatch,
     if cygrpc == "absent":
         monkeypatch.setattr(grpc_calls, "cygrpc", None)
     with Client(addresses(pair)) as client, client.session("sum") as session:
-        client.wait_until_ready(30)
+        wait_for_all_servers(client)
         for value in range(1, answers + 1):
             session.send([float(value)])
             session.receive()
@@ -217,7 +226,7 @@ def test_a_server_that_is_lost_costs_nothing(pair, cygrpc, answers, monkeypatch,
 def test_coroutines_go_on_at_another_server(pair):
     async def main():
         async with AsyncClient(addresses(pair)) as client:
-            await client.wait_until_ready(30)
+            await asyncio.to_thread(wait_for_all_servers, client)
             async with client.session("sum") as session:
                 await session.send([1.0])
                 await session.receive()
@@ -235,7 +244,7 @@ def test_coroutines_go_on_at_another_server(pair):
 
 def test_a_session_that_waits_for_nothing_outlives_its_server(pair):
     with Client(addresses(pair)) as client, client.session("sum") as session:
-        client.wait_until_ready(30)
+        wait_for_all_servers(client)
         session.send([1.0])
         session.receive()
         first, second = of_session(pair)
@@ -260,7 +269,7 @@ def test_the_only_server_may_come_back(make_server):
 
 def test_a_server_that_ends_sessions_gives_them_up_in_time(pair):
     with Client(addresses(pair)) as client, client.session("sum") as session:
-        client.wait_until_ready(30)
+        wait_for_all_servers(client)
         session.send([1.0])
         session.receive()
         first, second = of_session(pair)
@@ -282,7 +291,7 @@ def test_an_ending_is_no_failed_attempt(pair):
         Client(addresses(pair), retries=Retries(max_attempts=1)) as client,
         client.session("sum") as session,
     ):
-        client.wait_until_ready(30)
+        wait_for_all_servers(client)
         session.send([0.0])
         session.receive()
         for value in range(1, 6):
@@ -297,7 +306,7 @@ def test_an_ending_is_no_failed_attempt(pair):
 
 def test_steps_have_a_timeout_and_are_not_in_the_state_after_it(pair):
     with Client(addresses(pair)) as client, client.session("sum") as session:
-        client.wait_until_ready(30)
+        wait_for_all_servers(client)
         session.send([1.0])
         session.receive()
         for one in pair:
@@ -377,7 +386,7 @@ def test_a_server_without_the_version_is_passed_over(make_server):
         Client(addresses(servers), retries=Retries(initial_backoff=0.001)) as client,
         client.session("sum", version=1, state=state) as session,
     ):
-        client.wait_until_ready(30)
+        wait_for_all_servers(client)
         for value in (2.0, 3.0, 4.0):
             session.send([value])
             session.receive()
@@ -520,7 +529,7 @@ def test_many_sessions_share_few_connections(make_server, monkeypatch, wait_unti
 
 def test_sessions_are_spread_over_servers(pair):
     with Client(addresses(pair)) as client:
-        client.wait_until_ready(30)
+        wait_for_all_servers(client)
         sessions = [client.session("sum") for _ in range(10)]
         for one in sessions:
             one.send([1.0])
@@ -563,7 +572,7 @@ def test_any_faults_give_the_sums_of_the_steps_that_were_answered(pair, seed):
     values, received = [], []
     retries = Retries(max_attempts=50, initial_backoff=0.001, max_backoff=0.01)
     with Client(addresses(pair), retries=retries) as client, client.session("sum") as session:
-        client.wait_until_ready(30)
+        wait_for_all_servers(client)
         for _ in range(60):
             for value in chance.integers(1, 9, chance.integers(1, 4)):
                 values.append(float(value))

@@ -24,6 +24,7 @@ from neurona_client.files.content import FileContentError, begins_with
 
 if TYPE_CHECKING:  # Pillow is an optional extra
     from PIL.Image import Image as PillowImage
+    from PIL.Image import Resampling
 
 FORMATS = (
     *("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"),
@@ -114,13 +115,20 @@ def is_image_file(path: Path) -> bool:
     return begins_with(path, _SIGNATURES)
 
 
-def fit_image(image: PillowImage, width: int, height: int) -> PillowImage:
-    """Scale the largest centred part with the proportions of a size to it, with a box filter."""
+def fit_image(
+    image: PillowImage, width: int, height: int, resampling: Resampling | None = None
+) -> PillowImage:
+    """Scale the largest centred part with the proportions of a size to it.
+
+    Without a `resampling` it is a box filter's.
+    """
     if image.size == (width, height):
         return image
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(image, (width, height), Image.Resampling.BOX)
+    return ImageOps.fit(
+        image, (width, height), Image.Resampling.BOX if resampling is None else resampling
+    )
 
 
 def scale_levels(levels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:

@@ -5,5 +5,6 @@ parity          verifies that the graph gives the same outputs as the network
 stepwise        step.onnx: a recurrent network with its state as input and output
 quantization    smaller variants: float16 and int8
 metadata        what a model file says about itself
+examples        an example of each input, for those who try the model
 files           files replaced in one step
 """

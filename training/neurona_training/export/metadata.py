@@ -7,9 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor, nn
 
+from neurona_client.files.image_inputs import describe_images, find_levels
 from neurona_protos.prediction_pb2 import (
     TASK_CLASSIFICATION,
     TASK_REGRESSION,
+    ImageDescription,
     InputDescription,
     ModelMetadata,
     ValueDescription,
@@ -25,6 +27,7 @@ from neurona_training.architectures.input_layers import (
 from neurona_training.architectures.published_weights import PublishedInput
 from neurona_training.architectures.table_features import TableFeatures
 from neurona_training.data import LENGTHS, Dataset, Input, Value
+from neurona_training.export.examples import example_of
 
 PROBABILITIES = "probabilities"  # the output of a classification, (rows, classes)
 VALUE = "value"  # the output of a regression, (rows, values)
@@ -105,7 +108,17 @@ def _describe_input(described: Input, data: Dataset) -> InputDescription:
         date_columns=described.date_columns,
         date_order=described.date_order,
         time_column=described.time_column,
+        image=_describe_image(described, data),
+        example=example_of(described, data),
     )
+
+
+def _describe_image(described: Input, data: Dataset) -> ImageDescription | None:
+    """How a picture becomes a row of the input; None if it holds no images or no known levels."""
+    levels = find_levels(described.unit)
+    if data.kind != "images" or described != data.input or levels is None:
+        return None
+    return describe_images(data.test.inputs.shape[1:], levels, described.description)
 
 
 def _package_version(package: str) -> str:

@@ -114,6 +114,61 @@ export enum SequenceMethod {
   UNRECOGNIZED = -1,
 }
 
+/** The axes of an image, from the outermost to the innermost. */
+export enum ImageLayout {
+  /** IMAGE_LAYOUT_HW - Height and width, for grey levels. */
+  IMAGE_LAYOUT_HW = 0,
+  /** IMAGE_LAYOUT_CHW - Channels, height and width. */
+  IMAGE_LAYOUT_CHW = 1,
+  /** IMAGE_LAYOUT_HWC - Height, width and channels. */
+  IMAGE_LAYOUT_HWC = 2,
+  UNRECOGNIZED = -1,
+}
+
+/** The channels of an image. */
+export enum ImageColours {
+  /** IMAGE_COLOURS_GREY - One, of grey levels. */
+  IMAGE_COLOURS_GREY = 0,
+  /** IMAGE_COLOURS_RGB - Red, green and blue. */
+  IMAGE_COLOURS_RGB = 1,
+  /** IMAGE_COLOURS_BGR - Blue, green and red. */
+  IMAGE_COLOURS_BGR = 2,
+  UNRECOGNIZED = -1,
+}
+
+/** How an image is brought to another size. */
+export enum ImageResize {
+  /** IMAGE_RESIZE_FIT - Its largest centred part with the new proportions is scaled. */
+  IMAGE_RESIZE_FIT = 0,
+  /** IMAGE_RESIZE_STRETCH - All of it is scaled, whatever its proportions. */
+  IMAGE_RESIZE_STRETCH = 1,
+  /** IMAGE_RESIZE_SHORTER_SIDE - It is scaled so that its shorter side has `shorter_side` pixels, and the centre is cut out. */
+  IMAGE_RESIZE_SHORTER_SIDE = 2,
+  UNRECOGNIZED = -1,
+}
+
+/** How the pixels of a scaled image are interpolated. */
+export enum ImageFilter {
+  /** IMAGE_FILTER_BOX - Each is the mean of the pixels that it covers. */
+  IMAGE_FILTER_BOX = 0,
+  /** IMAGE_FILTER_BILINEAR - Linear in both directions, over all pixels that are covered. */
+  IMAGE_FILTER_BILINEAR = 1,
+  /** IMAGE_FILTER_BICUBIC - Cubic in both directions, over all pixels that are covered. */
+  IMAGE_FILTER_BICUBIC = 2,
+  UNRECOGNIZED = -1,
+}
+
+/** Which images have their levels inverted: level becomes 255 - level. */
+export enum ImageInversion {
+  /** IMAGE_INVERSION_NEVER - None. */
+  IMAGE_INVERSION_NEVER = 0,
+  /** IMAGE_INVERSION_ALWAYS - All. */
+  IMAGE_INVERSION_ALWAYS = 1,
+  /** IMAGE_INVERSION_BRIGHT_BORDER - Those with a bright border, such as dark ink on white paper for a model whose paper is 0. */
+  IMAGE_INVERSION_BRIGHT_BORDER = 2,
+  UNRECOGNIZED = -1,
+}
+
 /** A named array. */
 export interface Tensor {
   /** The name of the model's input or output. */
@@ -666,6 +721,59 @@ export interface InputDescription {
    * empty if they do so in the order of the table.
    */
   timeColumn: string;
+  /**
+   * Images: how an encoded one becomes a row of the input; unset if the input takes none. A request
+   * may have such an input as strings, each a PNG or JPEG file, of shape (rows) or (rows, 1).
+   */
+  image:
+    | ImageDescription
+    | undefined;
+  /**
+   * One sample that a caller may send, without the batch axis, as JSON: a number or a string, or
+   * nested arrays of them, null for a missing number; empty if there is none.
+   */
+  example: string;
+}
+
+/**
+ * How an encoded image becomes one row of an input.
+ *
+ * The first frame is decoded to 8 bits, on white where it is transparent, and turned upright as
+ * its EXIF data say; then it is made grey or coloured, resized and perhaps inverted. A level from 0
+ * to 255 becomes ((black + level * (white - black) / 255) - mean) / std.
+ */
+export interface ImageDescription {
+  /** The axes of a row. */
+  layout: ImageLayout;
+  /** The colours of a pixel. */
+  colours: ImageColours;
+  /** The width of a row in pixels; 0 on an axis of free size: as the image has it. */
+  width: number;
+  /** The height of a row in pixels; 0 on an axis of free size: as the image has it. */
+  height: number;
+  /** How an image of another size is brought to this one. */
+  resize: ImageResize;
+  /** How pixels are interpolated. */
+  filter: ImageFilter;
+  /** For IMAGE_RESIZE_SHORTER_SIDE: the pixels of the shorter side before the centre is cut out. */
+  shorterSide: number;
+  /**
+   * A width to which images are brought first, and from there bilinearly to `width`, as those were
+   * that the model was trained on; 0: none.
+   */
+  storedWidth: number;
+  /** See `stored_width`. */
+  storedHeight: number;
+  /** Which images have their levels inverted. */
+  inversion: ImageInversion;
+  /** The value of level 0. */
+  black: number;
+  /** The value of level 255. If `black` is 0, too, the values are the levels. */
+  white: number;
+  /** Subtracted after that: one number for all channels, or one for each. Empty: 0. */
+  mean: number[];
+  /** The divisor after that: one number for all channels, or one for each. Empty: 1. */
+  std: number[];
 }
 
 /** A value of a regression. */
@@ -4075,6 +4183,8 @@ function createBaseInputDescription(): InputDescription {
     dateColumns: [],
     dateOrder: "",
     timeColumn: "",
+    image: undefined,
+    example: "",
   };
 }
 
@@ -4127,6 +4237,12 @@ export const InputDescription: MessageFns<InputDescription> = {
     }
     if (message.timeColumn !== "") {
       writer.uint32(130).string(message.timeColumn);
+    }
+    if (message.image !== undefined) {
+      ImageDescription.encode(message.image, writer.uint32(138).fork()).join();
+    }
+    if (message.example !== "") {
+      writer.uint32(146).string(message.example);
     }
     return writer;
   },
@@ -4272,6 +4388,22 @@ export const InputDescription: MessageFns<InputDescription> = {
             message.timeColumn = reader.string();
             continue;
           }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.image = ImageDescription.decode(reader, reader.uint32());
+            continue;
+          }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            message.example = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4305,6 +4437,264 @@ export const InputDescription: MessageFns<InputDescription> = {
     message.dateColumns = object.dateColumns?.map((e) => e) || [];
     message.dateOrder = object.dateOrder ?? "";
     message.timeColumn = object.timeColumn ?? "";
+    message.image = (object.image !== undefined && object.image !== null)
+      ? ImageDescription.fromPartial(object.image)
+      : undefined;
+    message.example = object.example ?? "";
+    return message;
+  },
+};
+
+function createBaseImageDescription(): ImageDescription {
+  return {
+    layout: 0,
+    colours: 0,
+    width: 0,
+    height: 0,
+    resize: 0,
+    filter: 0,
+    shorterSide: 0,
+    storedWidth: 0,
+    storedHeight: 0,
+    inversion: 0,
+    black: 0,
+    white: 0,
+    mean: [],
+    std: [],
+  };
+}
+
+export const ImageDescription: MessageFns<ImageDescription> = {
+  encode(message: ImageDescription, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.layout !== 0) {
+      writer.uint32(8).int32(message.layout);
+    }
+    if (message.colours !== 0) {
+      writer.uint32(16).int32(message.colours);
+    }
+    if (message.width !== 0) {
+      writer.uint32(24).uint32(message.width);
+    }
+    if (message.height !== 0) {
+      writer.uint32(32).uint32(message.height);
+    }
+    if (message.resize !== 0) {
+      writer.uint32(40).int32(message.resize);
+    }
+    if (message.filter !== 0) {
+      writer.uint32(48).int32(message.filter);
+    }
+    if (message.shorterSide !== 0) {
+      writer.uint32(56).uint32(message.shorterSide);
+    }
+    if (message.storedWidth !== 0) {
+      writer.uint32(64).uint32(message.storedWidth);
+    }
+    if (message.storedHeight !== 0) {
+      writer.uint32(72).uint32(message.storedHeight);
+    }
+    if (message.inversion !== 0) {
+      writer.uint32(80).int32(message.inversion);
+    }
+    if (message.black !== 0) {
+      writer.uint32(89).double(message.black);
+    }
+    if (message.white !== 0) {
+      writer.uint32(97).double(message.white);
+    }
+    if (message.mean.length !== 0) {
+      writer.uint32(106).fork();
+      for (const v of message.mean) {
+        writer.double(v);
+      }
+      writer.join();
+    }
+    if (message.std.length !== 0) {
+      writer.uint32(114).fork();
+      for (const v of message.std) {
+        writer.double(v);
+      }
+      writer.join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ImageDescription {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseImageDescription();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.layout = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.colours = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.width = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.height = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.resize = reader.int32() as any;
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.filter = reader.int32() as any;
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.shorterSide = reader.uint32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.storedWidth = reader.uint32();
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.storedHeight = reader.uint32();
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.inversion = reader.int32() as any;
+            continue;
+          }
+          case 11: {
+            if (tag !== 89) {
+              break;
+            }
+
+            message.black = reader.double();
+            continue;
+          }
+          case 12: {
+            if (tag !== 97) {
+              break;
+            }
+
+            message.white = reader.double();
+            continue;
+          }
+          case 13: {
+            if (tag === 105) {
+              message.mean.push(reader.double());
+
+              continue;
+            }
+
+            if (tag === 106) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.mean.push(reader.double());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 14: {
+            if (tag === 113) {
+              message.std.push(reader.double());
+
+              continue;
+            }
+
+            if (tag === 114) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.std.push(reader.double());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ImageDescription>): ImageDescription {
+    return ImageDescription.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ImageDescription>): ImageDescription {
+    const message = createBaseImageDescription();
+    message.layout = object.layout ?? 0;
+    message.colours = object.colours ?? 0;
+    message.width = object.width ?? 0;
+    message.height = object.height ?? 0;
+    message.resize = object.resize ?? 0;
+    message.filter = object.filter ?? 0;
+    message.shorterSide = object.shorterSide ?? 0;
+    message.storedWidth = object.storedWidth ?? 0;
+    message.storedHeight = object.storedHeight ?? 0;
+    message.inversion = object.inversion ?? 0;
+    message.black = object.black ?? 0;
+    message.white = object.white ?? 0;
+    message.mean = object.mean?.map((e) => e) || [];
+    message.std = object.std?.map((e) => e) || [];
     return message;
   },
 };
