@@ -17,7 +17,8 @@ BATCH = "batch"
 CHECKED_BATCH_SIZES = (1, 2, 3, 7)
 _SEED = 20
 _EXAMPLE, _RANDOM = "example", "random"
-_EDGES = ("lowest", "highest", "zeros", "beyond the range")
+_BEYOND = "beyond the range"
+_EDGES = ("lowest", "highest", "zeros", _BEYOND)
 _LONGEST = 100_000  # steps in one check, unless the example has more
 
 Sizes = Mapping[str, int]  # by free axis
@@ -141,10 +142,10 @@ def _size_choices(
         for ratio in (0.5, 2.0):
             changed = {axis: max(int(own[axis] * ratio), 1) for axis in others if axis not in fixed}
             made.append({**own, **changed})
-    seen: list[dict[str, int]] = []
+    made_sizes: list[dict[str, int]] = []
     for sizes in made:
-        if sizes not in seen:
-            seen.append(sizes)
+        if sizes not in made_sizes:
+            made_sizes.append(sizes)
             yield sizes
 
 
@@ -161,27 +162,30 @@ def _fill(
     example: Array, shape: tuple[int, ...], values: str, generator: np.random.Generator
 ) -> Array:
     """An array of values, in the range of the example's numbers."""
-    if example.dtype.kind == "b":
-        if values in ("lowest", "highest"):
-            return np.full(shape, values == "highest")
-        return generator.random(shape) < 0.5
-    if example.dtype.kind in "iu":
-        low, high = (int(example.min()), int(example.max())) if example.size else (0, 0)
-        if values in ("lowest", "highest"):
-            return np.full(shape, low if values == "lowest" else high, example.dtype)
-        # Not beyond: an integer may be an index, as into a table of words.
-        return generator.integers(low, high + 1, shape).astype(example.dtype)
-    if example.dtype.kind != "f":
+    if example.dtype.kind not in "biuf":  # strings
         return np.resize(example, shape)
-    finite = example[np.isfinite(example)].astype(np.float64)
-    lower, upper = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    if lower == upper:
-        lower, upper = lower - 1, upper + 1
-    if values == "zeros":
-        return np.zeros(shape, example.dtype)
-    if values in ("lowest", "highest"):
-        return np.full(shape, lower if values == "lowest" else upper, example.dtype)
-    if values != _RANDOM:
-        span = upper - lower
-        lower, upper = lower - 4 * span, upper + 4 * span
-    return generator.uniform(lower, upper, shape).astype(example.dtype)
+    lower, upper = _range(example)
+    if values == _BEYOND and example.dtype.kind == "f":
+        # An integer may be an index, as into a table of words, and stays in the range.
+        lower, upper = lower - 4 * (upper - lower), upper + 4 * (upper - lower)
+    filled: Array
+    if values == "lowest":
+        filled = np.full(shape, lower)
+    elif values == "highest":
+        filled = np.full(shape, upper)
+    elif values == "zeros" and example.dtype.kind == "f":
+        filled = np.zeros(shape)
+    elif example.dtype.kind == "f":
+        filled = generator.uniform(lower, upper, shape)
+    else:
+        filled = generator.integers(int(lower), int(upper) + 1, shape)
+    return filled.astype(example.dtype)
+
+
+def _range(example: Array) -> tuple[float, float]:
+    """The least and the largest finite number; wider if they are the same float."""
+    finite = example[np.isfinite(example)]
+    lower, upper = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if lower == upper and example.dtype.kind == "f":
+        return lower - 1, upper + 1
+    return (0.0, 1.0) if example.dtype.kind == "b" else (lower, upper)

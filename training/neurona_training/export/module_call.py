@@ -113,9 +113,7 @@ def read_example(module: nn.Module, example: Example, names: Sequence[str]) -> N
         )
     inputs = tuple(names or places.values())
     check_names("input", inputs)
-    tensors = [
-        positional[place] if isinstance(place, int) else keywords[place] for place in places
-    ]
+    tensors = [positional[place] if isinstance(place, int) else keywords[place] for place in places]
     form = CallForm(positional, keywords, as_mapping, tuple(places))
     return NamedExample(dict(zip(inputs, tensors, strict=True)), form)
 

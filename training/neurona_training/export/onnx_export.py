@@ -1,7 +1,7 @@
 """A trained network as one ONNX file, everything inside the graph and verified.
 
-`export_network` exports a recipe's network; `module_export.export` any module. Both convert by
-`torch_program` and `to_onnx`.
+`export_trained_network` exports a recipe's network, `module_export.export` any module; both by
+`to_onnx`.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from neurona_training.export.parity import (
 
 OPSET = 20
 
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
 _DYNAMIC_AXES = ("batch", "time")  # of any size
 _ML_DOMAIN, _ML_VERSION = "ai.onnx.ml", 4  # LabelEncoder is of ONNX's classic machine learning
 
@@ -55,7 +56,7 @@ class _WithLastStep(nn.Module):
         return output
 
 
-def export_network(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes:
+def export_trained_network(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes:
     """Exports a network to ONNX and verifies it on ONNX Runtime.
 
     Axes called "batch" and "time" are of any size, the same in every input. An input with
@@ -90,7 +91,7 @@ def _export_verified(
 
     Raises:
         DifferenceError: only with `optimise`: outputs differ from the network's.
-        ExportError: see `export_network`.
+        ExportError: see `export_trained_network`.
     """
     model = export_graph(simplify(complete), data, [output_name(data)], optimise=optimise)
     add_string_lookups(model, data.inputs)
@@ -177,12 +178,18 @@ def export_graph(
     )
     # Two rows: torch takes a size of 1 in the example for a size that is always 1.
     example = tuple(torch.from_numpy(array[[0, -1]]) for array in data.test.arrays)
-    program = torch_program(network, example, (dynamic,))  # of the one parameter *inputs
     axes = {
         described.name: [axis if axis in _DYNAMIC_AXES else "" for axis in described.axes]
         for described in data.inputs
     }
-    return to_onnx(program, axes, output_names, optimise=optimise)
+    return to_onnx(
+        network,
+        axes,
+        output_names,
+        example=example,
+        dynamic_shapes=(dynamic,),  # of the one parameter *inputs
+        optimise=optimise,
+    )
 
 
 def torch_program(
@@ -210,19 +217,23 @@ def torch_program(
 
 
 def to_onnx(
-    program: torch.export.ExportedProgram,
+    network: nn.Module | torch.export.ExportedProgram,
     axes: Mapping[str, Sequence[str]],
     output_names: Sequence[str],
     *,
+    example: tuple[Tensor, ...] = (),
+    dynamic_shapes: Any = None,
     opset: int = OPSET,
     optimise: bool = True,
 ) -> onnx.ModelProto:
-    """Converts a traced module to an ONNX graph.
+    """Converts a module to an ONNX graph.
 
     Args:
-        program: of `torch_program`.
+        network: in evaluation mode, or a program that `torch_program` traced.
         axes: by input, in order: the name of each axis of any size, "" of an axis of one size.
         output_names: a name for each output.
+        example: the module's arguments; none for a program.
+        dynamic_shapes: which axes are of any size; none for a program.
         opset: version of ONNX's operators.
         optimise: whether constants are folded, and nodes left out that change nothing.
 
@@ -232,11 +243,13 @@ def to_onnx(
     try:
         with _quiet_exporter():
             exported = torch.onnx.export(
-                program,
+                network,
+                example,
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(axes),
                 output_names=list(output_names),
+                dynamic_shapes=dynamic_shapes,
                 verbose=False,
                 optimize=optimise,
             )
@@ -267,16 +280,16 @@ def _name_axes(model: onnx.ModelProto, axes: Mapping[str, Sequence[str]]) -> Non
 def _explain(error: Exception) -> str:
     """The reason on one line, with what to do where the exporter's errors are known."""
     text = " ".join(str(error).split())
-    operators = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)))
+    operators = sorted(
+        set(re.findall(r"No ONNX function found for <OpOverload\(op='([^']+)'", text))
+    )
     if operators:
-        return (
-            f"operator without an ONNX form: {', '.join(operators)} (expected forward to use others)"
-        )
+        return f"operator without an ONNX form: {', '.join(operators)} (expected other operators)"
     if "data-dependent" in text:
         place = re.search(r'File "[^"]*?([^"/\\]+)", line (\d+), in (\w+) (.{0,120})', text)
         where = f" at {place[1]}:{place[2]} in {place[3]}" if place else ""
         return (
-            f"forward branches or takes a size on the values of a tensor{where}: "
+            f"forward branches or takes a size on the values of a tensor{where} "
             "(expected torch.where or torch.cond, and sizes from shapes alone)"
         )
     return text[:500]
@@ -286,8 +299,8 @@ def _explain(error: Exception) -> str:
 def _quiet_exporter() -> Iterator[None]:
     """Suppresses the exporter's messages that do not concern the network."""
     # torch.onnx reports that torchvision's operators, which are not used, are absent, and
-    # onnxscript which constants it does not fold.
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    # onnxscript which constants it does not fold, and torch.fx what an error says too.
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", _SHAPES)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -295,6 +308,8 @@ def _quiet_exporter() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch.export uses a class of torch's own that torch 2.13 has deprecated.
             warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
+            # nn.RNN, GRU and LSTM set their weights anew where they are moved.
+            warnings.filterwarnings("ignore", r"(?s).*assigned during export", UserWarning)
             # An axis of the same size in two inputs has the same name in both, as intended.
             warnings.filterwarnings("ignore", r".*The axis name: \w+ will not be used", UserWarning)
             yield

@@ -28,11 +28,12 @@ class _EmitsOperators(nn.RNNBase):
     onnx_nodes: nn.ModuleList
 
     def forward(
-        self, sequence: Tensor | PackedSequence, hx: _State | None = None
+        self, steps: Tensor | PackedSequence, hx: _State | None = None
     ) -> tuple[Tensor, Any]:
         """See torch's layer."""
-        if isinstance(sequence, PackedSequence):
+        if isinstance(steps, PackedSequence):
             raise ExportError("packed sequences have no ONNX form (expected padded ones)")
+        sequence = steps
         has_batch = sequence.dim() == 3
         states = [] if hx is None else [hx] if isinstance(hx, Tensor) else list(hx)
         if not has_batch:
@@ -68,7 +69,7 @@ def emit_recurrent_operators(module: nn.Module) -> Sequence[str]:
     """
     names = []
     for name, layer in list(module.named_modules()):
-        operator = _OPERATORS.get(type(layer))  # type: ignore[call-overload]
+        operator = _OPERATORS.get(type(layer))
         if operator is None or layer.proj_size or layer.weight_ih_l0.dtype != torch.float32:
             continue
         layer.onnx_nodes = nn.ModuleList(

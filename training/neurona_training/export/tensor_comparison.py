@@ -83,45 +83,47 @@ def find_difference(
         extra: allowed in addition, for each number or for all.
         same_type: whether the types have to be equal too.
     """
+    nan = float("nan")
     if actual.shape != expected.shape:
-        message = f"has shape {list(actual.shape)} (expected {list(expected.shape)})"
-        return Difference(name, float("nan"), message)
+        return Difference(
+            name, nan, f"has shape {list(actual.shape)} (expected {list(expected.shape)})"
+        )
     if same_type and actual.dtype != expected.dtype:
-        message = f"is {actual.dtype} (expected {expected.dtype})"
-        return Difference(name, float("nan"), message)
-    if not actual.size:
-        return None
-    if actual.dtype.kind not in "fiub" or expected.dtype.kind not in "fiub":
-        wrong = np.asarray(actual.astype(str) != expected.astype(str))
-        if not wrong.any():
-            return None
-        index = np.unravel_index(int(wrong.argmax()), wrong.shape)
-        return Difference(name, float("nan"), _describe(index, actual, expected, ""))
-    difference = distances(actual, expected)
-    is_float = "f" in (actual.dtype.kind, expected.dtype.kind)
-    allowed = tolerance.allowed(expected) if is_float else np.zeros(expected.shape)
-    excess = difference - (allowed + extra)
+        return Difference(name, nan, f"is {actual.dtype} (expected {expected.dtype})")
+    if not are_numbers(actual, expected):
+        excess = np.where(actual.astype(str) == expected.astype(str), 0.0, np.inf)
+        difference = excess
+    else:
+        difference = distances(actual, expected)
+        is_float = "f" in (actual.dtype.kind, expected.dtype.kind)
+        allowed = tolerance.allowed(expected) if is_float else np.zeros(expected.shape)
+        excess = difference - (allowed + extra)
     wrong = ~(excess <= 0)  # not: excess > 0, which would let NaN pass
     if not wrong.any():
         return None
     index = np.unravel_index(int(np.where(np.isnan(excess), np.inf, excess).argmax()), wrong.shape)
-    # The largest of the numbers that are wrong; NaN beside a number has no size.
-    largest = float(np.max(difference[wrong & ~np.isnan(difference)], initial=0)) or float("nan")
-    many = f", {int(wrong.sum())} of {wrong.size} numbers differ, by up to {largest:.3g}"
-    return Difference(name, largest, _describe(index, actual, expected, many))
+    # Of the numbers that are wrong; NaN beside a number has no size.
+    largest = float(np.max(difference[wrong & np.isfinite(difference)], initial=0)) or nan
+    place = ", ".join(str(int(at)) for at in index)
+    return Difference(
+        name,
+        largest,
+        f"[{place}] is {_format(actual[index])} (expected {_format(expected[index])}); "
+        f"{int(wrong.sum())} of {wrong.size} elements differ, by up to {largest:.3g}",
+    )
+
+
+def are_numbers(*arrays: Array) -> bool:
+    """Whether all can be subtracted from each other."""
+    return all(array.dtype.kind in "fiub" for array in arrays)
 
 
 def largest_distance(actual: Array, expected: Array) -> float:
     """The largest difference between two outputs of the same shape."""
-    if actual.dtype.kind not in "fiub" or expected.dtype.kind not in "fiub":
+    if not are_numbers(actual, expected):
         return 0.0
     return float(np.max(distances(actual, expected), initial=0))
 
 
-def _describe(index: tuple[Any, ...], actual: Array, expected: Array, more: str) -> str:
-    place = ", ".join(str(int(at)) for at in index)
-    return f"[{place}] is {_number(actual[index])} (expected {_number(expected[index])}{more})"
-
-
-def _number(value: Any) -> str:
-    return f"{float(value):.7g}" if np.asarray(value).dtype.kind == "f" else str(value)
+def _format(element: Any) -> str:
+    return f"{float(element):.7g}" if np.asarray(element).dtype.kind == "f" else str(element)
