@@ -37,9 +37,9 @@ def read_axes(
             a name whose axes have different sizes in the example.
     """
     limits: dict[str, range] = {}
-    chosen = _by_input(tensors, axes)
+    by_input = _by_input(tensors, axes)
     names = {
-        name: _names(name, tensor, chosen.get(name), limits) for name, tensor in tensors.items()
+        name: _names(name, tensor, by_input.get(name), limits) for name, tensor in tensors.items()
     }
     sizes: dict[str, tuple[int, str]] = {}
     for name, tensor in tensors.items():
@@ -119,15 +119,15 @@ def _by_input(
 
 
 def _names(
-    name: str, tensor: Tensor, chosen: AxisNames | None, limits: dict[str, range]
+    name: str, tensor: Tensor, by_input: AxisNames | None, limits: dict[str, range]
 ) -> tuple[str, ...]:
-    if chosen is None:
+    if by_input is None:
         if not tensor.dim():
             return ()
         return (BATCH, *[""] * (tensor.dim() - 1))
-    if isinstance(chosen, str):
+    if isinstance(by_input, str):
         raise ExportError(f"axes of input {name!r} are a text (expected a sequence: ('batch',))")
-    entries = dict(chosen if isinstance(chosen, Mapping) else enumerate(chosen))
+    entries = dict(by_input if isinstance(by_input, Mapping) else enumerate(by_input))
     names = [""] * tensor.dim()
     for at, axis in entries.items():
         if not isinstance(at, int) or not 0 <= at < tensor.dim():

@@ -117,8 +117,8 @@ def check_case(
     extras: Sequence[Array | float] | None = None
     for at, (name, wanted) in enumerate(expected.items()):
         actual = outputs[name]
-        found = find_difference(name, actual, wanted, tolerance, same_type=same_types)
-        if found and reference and actual.shape == wanted.shape:
+        difference = find_difference(name, actual, wanted, tolerance, same_type=same_types)
+        if difference and reference and actual.shape == wanted.shape:
             if extras is None:
                 extras = _rounding_effects(reference, case.arrays, len(expected))
             wider = find_difference(
@@ -127,16 +127,16 @@ def check_case(
             if wider is None:
                 undecided += _count_beyond(actual, wanted, tolerance)
                 continue
-            found = wider
-        if found:
-            return CheckResult(case, found.largest, _describe_fault(found), undecided)
+            difference = wider
+        if difference:
+            return CheckResult(case, difference.largest, _describe_fault(difference), undecided)
         largest = max(largest, largest_distance(actual, wanted))
     return CheckResult(case, largest, "", undecided)
 
 
-def _describe_fault(found: Difference) -> str:
-    separator = "" if found.message.startswith("[") else " "
-    return f"output {found.output!r}{separator}{found.message}"
+def _describe_fault(difference: Difference) -> str:
+    separator = "" if difference.message.startswith("[") else " "
+    return f"output {difference.output!r}{separator}{difference.message}"
 
 
 def _count_beyond(actual: Array, expected: Array, tolerance: Tolerance) -> int:

@@ -89,7 +89,7 @@ class ExportReport:
         return max(self.differences.values())
 
     def __str__(self) -> str:
-        """A few lines for people."""
+        """A few lines of text."""
         lines = [f"{self.path}: {self.seconds:.1f} s"]
         for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
             for name, axes in tensors.items():
