@@ -22,7 +22,7 @@ export function pictureForm(input, changed) {
   const isPaper = input.image ? /PAPER|BORDER|BRIGHT/.test(input.image.inversion ?? "") : /0 is paper/.test(input.description);
   const state = { picture: null, file: null, isDrawn: false, example: null };
 
-  const canvas = element("canvas", { width: SIDE, height: SIDE, tabindex: "0", role: "img", class: "drawing" });
+  const canvas = element("canvas", { width: SIDE, height: SIDE, role: "img", class: "drawing" });
   canvas.setAttribute("aria-label", `Drawing area of ${input.name}. Draw with a pointer, or choose a file.`);
   const preview = element("canvas", { width: 1, height: 1, class: "pixels", role: "img", "aria-label": "What the model gets" });
   const said = element("p", { class: "hint", role: "status" }, "Draw here, or drop, paste or choose a picture.");
