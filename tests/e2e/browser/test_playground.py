@@ -18,7 +18,14 @@ from support.recurrent_models import save_recurrent
 from support.server_process import ServerProcess, free_addresses
 from test_page_alone import HOSTILE
 
-from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata, Task, ValueDescription
+from neurona_protos.prediction_pb2 import (
+    IMAGE_INVERSION_BRIGHT_BORDER,
+    ImageDescription,
+    InputDescription,
+    ModelMetadata,
+    Task,
+    ValueDescription,
+)
 
 TOKEN = "a-token-of-a-person"  # noqa: S105
 ANSWERED = "!!document.querySelector('#answer-content dl')"
@@ -27,7 +34,7 @@ FOLDER = "a<img src=x onerror=window.broken=1>"
 FORGED = "<b onclick=window.broken=1>bold</b>"
 
 
-def save_ink(path):
+def save_ink(path, image=None):
     """Save a classifier of images of 8 x 8: whether the upper or the lower half has more ink."""
     weights = np.zeros((64, 2), np.float32)
     weights[:32, 0] = weights[32:, 1] = 1 / 64
@@ -38,6 +45,7 @@ def save_ink(path):
     ]
     described = InputDescription(
         name="image",
+        image=image,
         unit="grey level 0..16",
         description="8 x 8 grey levels: 0 is paper, 16 is ink",
     )
@@ -45,9 +53,9 @@ def save_ink(path):
         task=Task.TASK_CLASSIFICATION, answer="probabilities", labels=["upper", "lower"],
         inputs=[described], description="Where the ink is",
     )  # fmt: skip
-    image = {"image": (TensorProto.FLOAT, ["batch", 8, 8])}
+    inputs = {"image": (TensorProto.FLOAT, ["batch", 8, 8])}
     outputs = {"probabilities": (TensorProto.FLOAT, ["batch", 2])}
-    onnx_models.save(path, nodes, image, outputs, {"weights": weights}, metadata)
+    onnx_models.save(path, nodes, inputs, outputs, {"weights": weights}, metadata)
 
 
 def save_mean(path, shape, described, values):
@@ -82,6 +90,10 @@ def save_hostile(path):
 def server(command, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     save_ink(root / "ink" / "1" / "model.onnx")
+    described = ImageDescription(
+        width=8, height=8, white=16, inversion=IMAGE_INVERSION_BRIGHT_BORDER
+    )
+    save_ink(root / "picture" / "1" / "model.onnx", described)
     row = InputDescription(name="x", columns=["area", "built"], date_columns=["built"])
     price = [ValueDescription(name="price", unit="EUR")]
     save_mean(root / "row" / "1" / "model.onnx", ["batch", 2], row, price)
@@ -181,16 +193,20 @@ def test_a_drawing_is_classified_at_once(browser, open_model, screenshot):
     assert browser.errors == []
 
 
-def test_a_picture_is_brought_to_the_levels_of_the_model(browser, open_model):
+@pytest.mark.parametrize("name", ["ink", "picture"])  # decoded by the page, and by the server
+def test_a_picture_is_brought_to_the_levels_of_the_model(browser, open_model, name):
     levels = np.full((40, 40), 255, np.uint8)
     levels[25:35, 10:30] = 0  # ink in the lower half of white paper
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
-    open_model("ink")
+    open_model(name)
     choose_file(browser, "ink.png", file.getvalue(), "image/png")
     browser.wait_until(ANSWERED)
     assert browser.text(".bars .best").split("\n")[0] == "lower"
-    open_model("ink")
+    assert ("base64" in browser.text("#code-content pre")) == (name == "picture")
+    draw(browser, [(0.3, 0.2), (0.7, 0.2), (0.7, 0.3), (0.3, 0.3), (0.3, 0.25), (0.5, 0.9)])
+    browser.wait_until("document.querySelector('.bars .best').innerText.startsWith('upper')")
+    open_model(name)
     choose_file(browser, "no.png", b"no picture", "image/png")
     browser.wait_until("document.body.innerText.includes('not a picture')")
 
