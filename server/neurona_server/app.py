@@ -11,7 +11,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +27,14 @@ from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.http.neurona_api import neurona_routes
 from neurona_server.http.open_inference.rest_routes import open_inference_routes
+from neurona_server.http.openapi import PATH as OPENAPI_PATH
 from neurona_server.http.openapi import openapi_route
+from neurona_server.http.playground.pages import (
+    ServerFacts,
+    disabled_routes,
+    playground_routes,
+    server_port,
+)
 from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
@@ -162,7 +168,8 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
-        workers = WorkerPool()
+        options = _listener_options(config, self._metrics, self._tracing)
+        self._workers = workers = WorkerPool()
         self._sessions = SessionStore(
             SessionLimits(config.max_sessions, config.session_idle_timeout_s)
         )
@@ -185,7 +192,6 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics, self._tracing)
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
@@ -195,13 +201,21 @@ class App:
         self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._have_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
-        self._grpc_port = 0
         self._close_metrics: Callable[[], None] = lambda: None
         self._metrics_address: str = config.metrics_address
         self._stopping = False
+        self.grpc_port = 0
+        """The port of the first address, once it has started."""
+        self.http_port = 0
+        """That of HTTP, 0 without one."""
+        self.metrics_port = 0
+        """That of the metrics, 0 without one."""
 
-    def start(self) -> None:
+    def start(self, *, owns_process: bool = True) -> None:
         """Load the models and serve.
+
+        Args:
+            owns_process: Whether the process does nothing else: its garbage collector is tuned.
 
         Raises:
             LoadError: There is no model to serve, or strict is true and one cannot be served.
@@ -219,21 +233,22 @@ class App:
         self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)
-        # What exists now lives until the end: garbage collections need not visit it again.
-        gc.collect()
-        gc.freeze()
-        grpc_port = self._listener.start(self._config.address)
-        self._grpc_port = grpc_port
+        if owns_process:
+            # What exists now lives until the end: garbage collections need not visit it again.
+            gc.collect()
+            gc.freeze()
+        self.grpc_port = self._listener.start(self._config.address)
         if self._config.http_address:
             self._http = self._make_http()
             self._http.start()
+            self.http_port = self._http.port
         self._heartbeat.start()
         self._maintenance.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
             self._reconciler.start_polling(self._config.poll_ms / 1000)
-        log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
+        log.info("serving gRPC on %s (port %d)", self._config.address, self.grpc_port)
         if self._http is not None:
             scheme = "https" if self._config.tls_certificate else "http"
             host = self._config.http_address.rpartition(":")[0]
@@ -261,6 +276,8 @@ class App:
         drained = self._stop_transports(deadline)
         self._sessions.stop()
         drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
+        if drained:  # else a run that ends later may still have a task for them
+            self._workers.close()
         if self._tracing is not None:
             self._tracing.close(SPAN_FLUSH_SECONDS)
         self._watchdog.stop()
@@ -276,10 +293,20 @@ class App:
 
         if self._http is None:
             return stop(self._listener.stop)
-        with ThreadPoolExecutor(1, "stopping") as executor:
-            http_stopped = executor.submit(stop, self._http.stop)
-            grpc_stopped = stop(self._listener.stop)
-            return http_stopped.result() and grpc_stopped
+        http, http_stopped = self._http, threading.Event()
+
+        def stop_http() -> None:
+            if stop(http.stop):
+                http_stopped.set()
+
+        thread = threading.Thread(target=stop_http, name="stopping", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to end, and starts no threads
+            return stop(self._listener.stop) and stop(http.stop)
+        grpc_stopped = stop(self._listener.stop)
+        thread.join()
+        return http_stopped.is_set() and grpc_stopped
 
     def _have_turned(self) -> bool:
         """Return whether the threads of both transports have turned since the last call."""
@@ -305,7 +332,21 @@ class App:
             *open_inference_routes(methods, self._registry, limits),
         ]
         routes.append(openapi_route(routes))
+        routes += playground_routes(self._page_facts()) if config.playground else disabled_routes()
         return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
+
+    def _page_facts(self) -> ServerFacts:
+        """Return what the playground says of this server to everybody who opens it."""
+        config = self._config
+        has_tls = bool(config.tls_certificate)
+        tcp = [one for one in config.address.split(",") if not one.startswith(UNIX)]
+        return ServerFacts(
+            grpc=server_port(tcp[0], self.grpc_port, tls=has_tls) if tcp else None,
+            metrics=server_port(self._metrics_address, self.metrics_port),
+            tokens=bool(config.tokens_file),
+            version="" if config.tokens_file else installed_version(),
+            openapi=OPENAPI_PATH,
+        )
 
     def start_text(self) -> str:
         """Return what a person wants to know of the server once it has started."""
@@ -315,7 +356,7 @@ class App:
             http = f"{config.http_address.rpartition(':')[0]}:{self._http.port}"
         grpc_address = config.address.partition(",")[0]
         if not grpc_address.startswith(UNIX):
-            grpc_address = f"{grpc_address.rpartition(':')[0]}:{self._grpc_port}"
+            grpc_address = f"{grpc_address.rpartition(':')[0]}:{self.grpc_port}"
         addresses = ServedAddresses(
             grpc_address,
             http,
@@ -323,6 +364,7 @@ class App:
             "" if self._metrics_address.endswith(":0") else self._metrics_address,
             certificate=config.tls_certificate,
             has_tokens=bool(config.tokens_file),
+            has_playground=config.playground,
         )
         return write_start_text(self._registry, addresses)
 
@@ -389,6 +431,8 @@ class App:
 
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
+        if not address:
+            return
         server = MetricsServer(
             address,
             self.registry,
@@ -397,6 +441,7 @@ class App:
             hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
+        self.metrics_port = server.port
         self._metrics_address = f"{address.rpartition(':')[0]}:{server.port}"
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 

@@ -23,7 +23,6 @@ from neurona_server.config.parsers import (
     ProviderNames,
     ProviderOptionTexts,
     VersionPolicyText,
-    WebAddress,
 )
 
 MAX_INT = 2**31 - 1
@@ -90,9 +89,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = Addresses("127.0.0.1:8001")
     metrics_address: Annotated[
-        WebAddress,
-        Help("HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP."),
-    ] = WebAddress("127.0.0.1:8002")
+        OptionalWebAddress,
+        Help(
+            "HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP; off: no port."
+        ),
+    ] = OptionalWebAddress("127.0.0.1:8002")
     metrics_hosts: Annotated[
         tuple[HostName, ...],
         Help(
@@ -118,6 +119,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "name. May be given several times."
         ),
     ] = ()
+    playground: Annotated[
+        bool,
+        Help(
+            "Serve the playground, a page to try the models on, at the root of http_address. Its "
+            "calls need tokens as those of other callers do."
+        ),
+    ] = True
     versions: Annotated[
         VersionPolicyText,
         Help(

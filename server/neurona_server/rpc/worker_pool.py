@@ -53,6 +53,10 @@ class WorkerPool:
             self._bytes += nbytes
         self._executor.submit(self._run, task, nbytes)
 
+    def close(self) -> None:
+        """End the threads, once the tasks that were submitted have run; accept no more of them."""
+        self._executor.shutdown()
+
     def _run(self, task: Callable[[], None], nbytes: int) -> None:
         try:
             task()
