@@ -69,6 +69,7 @@ from neurona_server.resources import available_cpus
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.health import SERVING, Health
+from neurona_server.rpc.image_workers import ImageWorkers
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
 from neurona_server.rpc.open_inference.service import OpenInference
@@ -169,7 +170,7 @@ class App:
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
         options = _listener_options(config, self._metrics, self._tracing)
-        self._workers = workers = WorkerPool()
+        self._workers = workers = WorkerPool(ImageWorkers(config.max_image_pixels))
         self._sessions = SessionStore(
             SessionLimits(config.max_sessions, config.session_idle_timeout_s)
         )

@@ -487,6 +487,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=0, le=MAX_INT),
         Help("Maximum rows in a request. 0: as many as the queue of the model may hold."),
     ] = 0
+    max_image_pixels: Annotated[
+        int,
+        Meta(ge=1, le=178_956_970),  # Pillow itself refuses more
+        Help(
+            "Maximum width x height of an encoded image (PNG or JPEG) in a request. Decoding takes "
+            "up to 16 bytes for each pixel."
+        ),
+    ] = 50_000_000
     max_sessions: Annotated[
         int,
         Meta(ge=1, le=MAX_INT),

@@ -120,6 +120,7 @@ def test_every_option_can_be_set_in_every_source():
         "reuse_port": "true",
         "supervise": "true",
         "max_metadata_bytes": "7000",
+        "max_image_pixels": "1000000",
         "model": "m=r",
     }
     texts |= {option.name: "7" for option in list_options() if option.name not in texts}
