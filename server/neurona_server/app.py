@@ -214,9 +214,10 @@ class App:
         # What exists now lives until the end: garbage collections need not visit it again.
         gc.collect()
         gc.freeze()
-        grpc_port = self._listener.start(self._config.address)
         if self._config.http_address:
             self._http = self._make_http()
+        grpc_port = self._listener.start(self._config.address)
+        if self._http is not None:
             self._http.start()
         self._heartbeat.start()
         self._maintenance.start()

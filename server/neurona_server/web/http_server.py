@@ -46,6 +46,7 @@ class HttpServer:
         limits: HttpLimits,
         *,
         reuse_port: bool = False,
+        advice: str = "",
         make_tls_context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Listen, without accepting connections.
@@ -56,6 +57,7 @@ class HttpServer:
             application: Answers each request.
             limits: The bounds; changes apply to later requests.
             reuse_port: Let several processes listen on the same port and share its connections.
+            advice: What to do if the address is not available, for the error.
             make_tls_context: Returns the context for a new connection; None: without TLS.
 
         Raises:
@@ -80,7 +82,7 @@ class HttpServer:
         self.config.load()
         self.state = ServerState()
         self._subject = subject
-        self._sockets = _open_sockets(subject, address, reuse_port=reuse_port)
+        self._sockets = _open_sockets(subject, address, advice, reuse_port=reuse_port)
         self.port: int = self._sockets[0].getsockname()[1]
         self.reserve = DescriptorReserve()
         self._make_tls_context = make_tls_context
@@ -292,7 +294,9 @@ async def _unused_application(_scope: object, _receive: object, _send: object) -
     """Stand in for the application that uvicorn requires: each connection has its own."""
 
 
-def _open_sockets(subject: str, address: str, *, reuse_port: bool) -> list[socket.socket]:
+def _open_sockets(
+    subject: str, address: str, advice: str, *, reuse_port: bool
+) -> list[socket.socket]:
     """Listen on every address that the host resolves to; raise ConfigError if there is none."""
     host, _, port_text = address.rpartition(":")
     port = int(port_text)
@@ -323,5 +327,7 @@ def _open_sockets(subject: str, address: str, *, reuse_port: bool) -> list[socke
     if failure is not None and (in_use or not sockets):
         for one in sockets:
             one.close()
-        raise ConfigError(f"cannot serve {subject} on {address}: {failure.strerror}") from failure
+        raise ConfigError(
+            f"cannot serve {subject} on {address}: {failure.strerror}{advice}"
+        ) from failure
     return sockets
