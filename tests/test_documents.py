@@ -96,8 +96,10 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *SERVER], ids=name_of)
-def test_server_commands_parse(path: Path) -> None:
-    for line in re.findall(r"(?m)^ {4}(neurona-serve .+)$", prose(path)):
+def test_server_commands_parse(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()  # which is served without a name
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall(r"(?m)^ {4}(neurona-serve\b.*)$", prose(path)):
         sources.load(shlex.split(line, comments=True)[1:], {})
 
 

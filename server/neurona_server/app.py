@@ -11,7 +11,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server.address import is_local
+from neurona_server.address import UNIX, is_local
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.watchdog import RunWatchdog
@@ -27,6 +26,15 @@ from neurona_server.config.options import Config
 from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.http.neurona_api import neurona_routes
+from neurona_server.http.open_inference.rest_routes import open_inference_routes
+from neurona_server.http.openapi import PATH as OPENAPI_PATH
+from neurona_server.http.openapi import openapi_route
+from neurona_server.http.playground.pages import (
+    ServerFacts,
+    disabled_routes,
+    playground_routes,
+    server_port,
+)
 from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
@@ -61,6 +69,7 @@ from neurona_server.resources import available_cpus
 from neurona_server.rpc.call import Methods
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.health import SERVING, Health
+from neurona_server.rpc.image_workers import ImageWorkers
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
 from neurona_server.rpc.open_inference.service import OpenInference
@@ -79,6 +88,7 @@ from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.rpc.v1.sessions import Sessions
 from neurona_server.rpc.worker_pool import WorkerPool
+from neurona_server.start_text import ServedAddresses, write_start_text
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.device_metrics import DeviceInfo
 from neurona_server.telemetry.metrics import Metrics
@@ -91,6 +101,9 @@ log = logging.getLogger(__name__)
 
 PREDICTION = "neurona.v1.Prediction"
 """The service whose health is that of the whole server, whatever becomes of its models."""
+
+CHECK_STOP_SECONDS = 5.0
+"""Time for the models to be unloaded that were loaded to be checked."""
 
 SPAN_FLUSH_SECONDS = 2.0
 """Time at the stop for the last spans to reach their collector."""
@@ -156,7 +169,8 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
-        workers = WorkerPool()
+        options = _listener_options(config, self._metrics, self._tracing)
+        self._workers = workers = WorkerPool(ImageWorkers(config.max_image_pixels))
         self._sessions = SessionStore(
             SessionLimits(config.max_sessions, config.session_idle_timeout_s)
         )
@@ -179,21 +193,30 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics, self._tracing)
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
-        self._make_http = partial(self._make_http_transport, methods, workers, options)
+        self._make_http = partial(self._make_http_transport, methods, workers, limits, options)
         self._http: HttpTransport | None = None
         self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
         self._metrics.watch_connections(self._listener.guard)
         self._heartbeat = Heartbeat(self._have_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
+        self._metrics_address: str = config.metrics_address
         self._stopping = False
+        self.grpc_port = 0
+        """The port of the first address, once it has started."""
+        self.http_port = 0
+        """That of HTTP, 0 without one."""
+        self.metrics_port = 0
+        """That of the metrics, 0 without one."""
 
-    def start(self) -> None:
+    def start(self, *, owns_process: bool = True) -> None:
         """Load the models and serve.
+
+        Args:
+            owns_process: Whether the process does nothing else: its garbage collector is tuned.
 
         Raises:
             LoadError: There is no model to serve, or strict is true and one cannot be served.
@@ -211,21 +234,23 @@ class App:
         self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)
-        # What exists now lives until the end: garbage collections need not visit it again.
-        gc.collect()
-        gc.freeze()
+        if owns_process:
+            # What exists now lives until the end: garbage collections need not visit it again.
+            gc.collect()
+            gc.freeze()
         if self._config.http_address:
             self._http = self._make_http()
-        grpc_port = self._listener.start(self._config.address)
+        self.grpc_port = self._listener.start(self._config.address)
         if self._http is not None:
             self._http.start()
+            self.http_port = self._http.port
         self._heartbeat.start()
         self._maintenance.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
             self._reconciler.start_polling(self._config.poll_ms / 1000)
-        log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
+        log.info("serving gRPC on %s (port %d)", self._config.address, self.grpc_port)
         if self._http is not None:
             scheme = "https" if self._config.tls_certificate else "http"
             host = self._config.http_address.rpartition(":")[0]
@@ -253,6 +278,8 @@ class App:
         drained = self._stop_transports(deadline)
         self._sessions.stop()
         drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
+        if drained:  # else a run that ends later may still have a task for them
+            self._workers.close()
         if self._tracing is not None:
             self._tracing.close(SPAN_FLUSH_SECONDS)
         self._watchdog.stop()
@@ -268,10 +295,20 @@ class App:
 
         if self._http is None:
             return stop(self._listener.stop)
-        with ThreadPoolExecutor(1, "stopping") as executor:
-            http_stopped = executor.submit(stop, self._http.stop)
-            grpc_stopped = stop(self._listener.stop)
-            return http_stopped.result() and grpc_stopped
+        http, http_stopped = self._http, threading.Event()
+
+        def stop_http() -> None:
+            if stop(http.stop):
+                http_stopped.set()
+
+        thread = threading.Thread(target=stop_http, name="stopping", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to end, and starts no threads
+            return stop(self._listener.stop) and stop(http.stop)
+        grpc_stopped = stop(self._listener.stop)
+        thread.join()
+        return http_stopped.is_set() and grpc_stopped
 
     def _have_turned(self) -> bool:
         """Return whether the threads of both transports have turned since the last call."""
@@ -279,7 +316,7 @@ class App:
         return self._listener.has_turned() and http_turned
 
     def _make_http_transport(
-        self, methods: Methods, workers: WorkerPool, options: ListenerOptions
+        self, methods: Methods, workers: WorkerPool, limits: Limits, options: ListenerOptions
     ) -> HttpTransport:
         config = self._config
         http_options = HttpOptions(
@@ -292,8 +329,66 @@ class App:
             reuse_port=options.reuse_port,
             tracer=options.tracer,
         )
-        routes = [*neurona_routes(methods, self.state)]
+        routes = [
+            *neurona_routes(methods, self.state),
+            *open_inference_routes(methods, self._registry, limits),
+        ]
+        routes.append(openapi_route(routes))
+        routes += playground_routes(self._page_facts()) if config.playground else disabled_routes()
         return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
+
+    def _page_facts(self) -> ServerFacts:
+        """Return what the playground says of this server to everybody who opens it."""
+        config = self._config
+        has_tls = bool(config.tls_certificate)
+        tcp = [one for one in config.address.split(",") if not one.startswith(UNIX)]
+        return ServerFacts(
+            grpc=server_port(tcp[0], self.grpc_port, tls=has_tls) if tcp else None,
+            metrics=server_port(self._metrics_address, self.metrics_port),
+            tokens=bool(config.tokens_file),
+            version="" if config.tokens_file else installed_version(),
+            openapi=OPENAPI_PATH,
+        )
+
+    def start_text(self) -> str:
+        """Return what a person wants to know of the server once it has started."""
+        config = self._config
+        http = ""
+        if self._http is not None:
+            http = f"{config.http_address.rpartition(':')[0]}:{self._http.port}"
+        grpc_address = config.address.partition(",")[0]
+        if not grpc_address.startswith(UNIX):
+            grpc_address = f"{grpc_address.rpartition(':')[0]}:{self.grpc_port}"
+        addresses = ServedAddresses(
+            grpc_address,
+            http,
+            # Of port 0, only the supervisor knows which port it has.
+            "" if self._metrics_address.endswith(":0") else self._metrics_address,
+            certificate=config.tls_certificate,
+            has_tokens=bool(config.tokens_file),
+            has_playground=config.playground,
+        )
+        return write_start_text(self._registry, addresses)
+
+    def check_models(self) -> tuple[list[Model], list[str]]:
+        """Load all models without serving them, and unload them again.
+
+        Returns:
+            The models that can be served, and a line for each fault.
+
+        Raises:
+            LoadError: A repository cannot be read, or what was named cannot be served.
+        """
+        check_given(self._config.files)
+        self._watchdog.start()
+        try:
+            problems = self._reconciler.start_all()
+            models = [*self._registry.models()]
+            faults = [f"{model}: degraded: {model.degraded}" for model in models if model.degraded]
+            return models, [*problems, *faults]
+        finally:
+            self._reconciler.stop(CHECK_STOP_SECONDS)
+            self._watchdog.stop()
 
     def state(self) -> str:
         """Return STARTING, SERVING or NOT_SERVING, which a reason may follow."""
@@ -338,6 +433,8 @@ class App:
 
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
+        if not address:
+            return
         server = MetricsServer(
             address,
             self.registry,
@@ -346,6 +443,8 @@ class App:
             hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
+        self.metrics_port = server.port
+        self._metrics_address = f"{address.rpartition(':')[0]}:{server.port}"
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 
     def _load_models(self) -> None:

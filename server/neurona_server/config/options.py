@@ -23,7 +23,6 @@ from neurona_server.config.parsers import (
     ProviderNames,
     ProviderOptionTexts,
     VersionPolicyText,
-    WebAddress,
 )
 
 MAX_INT = 2**31 - 1
@@ -90,9 +89,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = Addresses("127.0.0.1:8001")
     metrics_address: Annotated[
-        WebAddress,
-        Help("HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP."),
-    ] = WebAddress("127.0.0.1:8002")
+        OptionalWebAddress,
+        Help(
+            "HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP; off: no port."
+        ),
+    ] = OptionalWebAddress("127.0.0.1:8002")
     metrics_hosts: Annotated[
         tuple[HostName, ...],
         Help(
@@ -118,6 +119,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "name. May be given several times."
         ),
     ] = ()
+    playground: Annotated[
+        bool,
+        Help(
+            "Serve the playground, a page to try the models on, at the root of http_address. Its "
+            "calls need tokens as those of other callers do."
+        ),
+    ] = True
     versions: Annotated[
         VersionPolicyText,
         Help(
@@ -479,6 +487,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=0, le=MAX_INT),
         Help("Maximum rows in a request. 0: as many as the queue of the model may hold."),
     ] = 0
+    max_image_pixels: Annotated[
+        int,
+        Meta(ge=1, le=178_956_970),  # Pillow itself refuses more
+        Help(
+            "Maximum width x height of an encoded image (PNG or JPEG) in a request. Decoding takes "
+            "up to 16 bytes for each pixel."
+        ),
+    ] = 50_000_000
     max_sessions: Annotated[
         int,
         Meta(ge=1, le=MAX_INT),

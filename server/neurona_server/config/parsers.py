@@ -21,14 +21,6 @@ class Addresses(str):
         return cls(",".join(check_address(address) for address in text.split(",")))
 
 
-class WebAddress(str):
-    """HOST:PORT or [IPV6]:PORT."""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        return cls(check_address(text, unix=False))
-
-
 OFF = "off"
 
 

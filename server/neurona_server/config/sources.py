@@ -74,6 +74,33 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     )
 
 
+def from_values(values: Mapping[str, object]) -> Config:
+    """Return the options that a program gives; flags, environment and file are not read.
+
+    Args:
+        values: By name, as their types or as the texts that flags would have. A path may be any
+            os.PathLike, and a repeatable option a sequence.
+
+    Raises:
+        ConfigError: An option is unknown or invalid.
+    """
+    options = {option.name: option for option in list_options()}
+    for name in values:
+        if name not in options:
+            raise ConfigError(f"unknown option {quoted(name)}{_suggestion(name, options)}")
+    parsed = {name: _parse(_plain(value), options[name]) for name, value in values.items()}
+    return convert(parsed, Config, "", _invalid_option)
+
+
+def _plain(value: object) -> object:
+    """Return a value of a program as a file of options would have it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
 def check_processes(config: Config) -> None:
     """Check that a supervisor and its processes can serve with these options.
 

@@ -40,6 +40,7 @@ from neurona_server.http.error_responses import (
     WriteError,
     write_json_error,
 )
+from neurona_server.http.operation import Operation
 from neurona_server.rpc.call import BaseCall
 from neurona_server.rpc.security.access import Grant, Right
 from neurona_server.rpc.worker_pool import WorkerPool
@@ -90,6 +91,8 @@ class ApiRequest(BaseCall):
         """Entries of the header Server-Timing: a name and its parameters, as "dur=1.5"."""
         self.response_headers: dict[str, str] = {}
         """Headers that the response gets in addition to those of the handler."""
+        self.may_compress = True
+        """Whether a large response is compressed if the caller accepts that."""
         self.charged_bytes = 0
         """Bytes of large messages that the budget counts for it."""
         self._transport = transport
@@ -194,6 +197,8 @@ class Route:
     write_error: WriteError = write_json_error
     any_host: bool = False
     """Whether requests for any host are answered: it tells a web page nothing."""
+    operation: Operation | None = None
+    """What the OpenAPI document says of it; None: what its path says."""
 
 
 @dataclass

@@ -244,7 +244,7 @@ class HttpTransport:
             headers["Server-Timing"] = ", ".join(entries)
         content = response.content
         self._charge(request, len(content))
-        if len(content) > MIN_COMPRESSED_BYTES and "Content-Encoding" not in headers:
+        if len(content) > MIN_COMPRESSED_BYTES and request.may_compress:
             encoding = choose_encoding(request.headers.get("accept-encoding", ""))
             if encoding:
                 content = await self._compress(request, content, encoding)

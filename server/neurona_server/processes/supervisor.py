@@ -395,14 +395,22 @@ def reap_orphans(children: Set[int]) -> None:
             os.waitpid(ended.si_pid, os.WNOHANG)
 
 
-def report_addresses(config: Config, grpc: str, http: str, metrics_port: int) -> None:
+def _serve_metrics(
+    config: Config, registry: CollectorRegistry, collector: MultiprocessCollector
+) -> Callable[[], None]:
+    if not (address := config.metrics_address):
+        return lambda: None
+    server = MetricsServer(address, registry, collector.state, hosts=config.metrics_hosts)
+    log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
+    return server.close
+
+
+def report_addresses(config: Config, grpc: str, http: str) -> None:
     """Log where the server serves. A single worker logs the addresses of its transports itself."""
     if config.processes > 1:
         log.info("serving gRPC on %s with %d processes", grpc, config.processes)
         if http != OFF:
             log.info("serving HTTP on %s with %d processes", http, config.processes)
-    host = config.metrics_address.rpartition(":")[0]
-    log.info("metrics on http://%s:%d/", host, metrics_port)
 
 
 def main() -> int:
@@ -417,9 +425,7 @@ def main() -> int:
         registry = CollectorRegistry()
         collector = MultiprocessCollector(config.processes)
         registry.register(collector)
-        metrics_server = MetricsServer(
-            config.metrics_address, registry, collector.state, hosts=config.metrics_hosts
-        )
+        close_metrics = _serve_metrics(config, registry, collector)
     except ConfigError as error:
         logs.report_fatal(error)
         return 1
@@ -480,9 +486,9 @@ def main() -> int:
         supervisor.stop()
 
     threading.Thread(target=stop_at_signal, name="stopping", daemon=True).start()
-    report_addresses(config, grpc_addresses, http_address, metrics_server.port)
+    report_addresses(config, grpc_addresses, http_address)
     status = supervisor.run()
-    metrics_server.close()
+    close_metrics()
     file_versions.close()
     for one in ports:
         one.close()

@@ -34,6 +34,7 @@ from neurona_server.processes.channel import (
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.snapshot import take_snapshot
 from neurona_server.resources import bound_heap_fragments
+from neurona_server.start_text import print_start_text
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.run_journal import RunJournal
 from neurona_server.web import endpoints
@@ -87,6 +88,8 @@ def main() -> int:
             ).start()
         app.start()
         signals.mark_serving()
+        if number == "0" and start.served_versions is None:  # the first of the first start
+            print_start_text(app.start_text(), config.log_format)
     except (ConfigError, LoadError) as error:
         logs.report_fatal(error)
         return 1

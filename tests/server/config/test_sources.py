@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from neurona_server.config.options import Config, list_options
-from neurona_server.config.sources import check_processes, load
+from neurona_server.config.sources import check_processes, from_values, load
 from neurona_server.errors import ConfigError
 
 REPOSITORY = ["--repository", "models"]
@@ -37,6 +37,23 @@ def test_an_empty_variable_counts_as_not_set():
     assert load(REPOSITORY, empty) == load(REPOSITORY, {})
     Path("neurona.toml").write_text("max_batch_rows = 3\n")
     assert load(REPOSITORY, empty).max_batch_rows == 3
+
+
+def test_options_that_a_program_gives_are_checked_as_flags_are():
+    config = from_values(
+        {"repository": [Path("a"), "b"], "max_batch_rows": 3, "spinning": True, "devices": "0"}
+    )
+    flags = ["--repository", "a", "--repository", "b", "--max-batch-rows", "3"]
+    assert config == load([*flags, "--spinning", "true", "--devices", "0"], {})
+    assert from_values({"model": ("m=r",), "max_delay_ms": 1.5}).model == (("m", Path("r")),)
+    for values, message in (
+        ({"max_batch_row": 3}, r"unknown option 'max_batch_row'; did you mean 'max_batch_rows'\?"),
+        ({"max_batch_rows": 0}, "option max_batch_rows is 0"),
+        ({"max_batch_rows": None}, "option max_batch_rows is None"),
+        ({"max_batch_rows": b"1"}, "option max_batch_rows is"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            from_values(values)
 
 
 def test_several_repositories():
@@ -75,6 +92,7 @@ def test_every_option_can_be_set_in_every_source():
         "address": "[::1]:1",
         "metrics_address": "h:2",
         "http_address": "h:3",
+        "playground": "false",
         "log_level": "debug",
         "log_format": "json",
         "traces_endpoint": "http://collector:4317",
@@ -102,6 +120,7 @@ def test_every_option_can_be_set_in_every_source():
         "reuse_port": "true",
         "supervise": "true",
         "max_metadata_bytes": "7000",
+        "max_image_pixels": "1000000",
         "model": "m=r",
     }
     texts |= {option.name: "7" for option in list_options() if option.name not in texts}
@@ -121,6 +140,11 @@ def test_every_option_can_be_set_in_every_source():
         ([*REPOSITORY, "--address", "[h]:1"], {}, r"address is .* \(expected HOST:PORT"),
         ([*REPOSITORY, "--address", "unix:"], {}, r"address is 'unix:' \(expected HOST:PORT"),
         ([*REPOSITORY, "--metrics-address", "unix:/x"], {}, "metrics_address is 'unix:/x'"),
+        (
+            [*REPOSITORY, "--metrics-address", "none"],
+            {},
+            r"metrics_address is 'none' \(expected HOST:PORT or \[IPV6\]:PORT, or off\)",
+        ),
         ([*REPOSITORY, "--address", "h:99999"], {}, r"address is 'h:99999' \(expected HOST:PORT"),
         (
             [*REPOSITORY, "--max-batch-rows", "0"],

@@ -244,7 +244,8 @@ def _check_file(path: Path) -> None:
     try:
         read_outline(path)
     except LoadError as error:
-        raise LoadError(f"{shown}: {error}") from error
+        hint = " (expected an ONNX file)" if str(error).endswith(" a text") else ""
+        raise LoadError(f"{shown}: {error}{hint}") from error
 
 
 def _models_in(folder: Path) -> dict[str, Path]:
