@@ -22,14 +22,14 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
-	@echo 'make serve   train what is missing in $(MODELS)/ and serve it until Ctrl-C'
+	@echo 'make serve   train what is missing in $(MODELS)/, serve it until Ctrl-C, open the page to try it'
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
 	@echo 'make test    run the tests, on all cores'
 	@echo 'make test-slow  run the tests that take minutes: soak, fuzzing, every recipe'
 	@echo 'make test-wheel  build the wheel, install it elsewhere, test that'
 	@echo 'make test-node  run those of client/node alone (needs node and npm)'
-	@echo 'make test-browser  try the status page in a real Chromium (needs it installed); minutes'
+	@echo 'make test-browser  try both pages in a real Chromium (needs it installed); minutes'
 	@echo 'make test-prometheus  a real Prometheus, real faults: panels have data, alerts fire and clear'
 	@echo '             (needs prometheus, Debian: prometheus; some minutes)'
 	@echo 'make bench   compare servers in bench/, what batching is worth, the client, sequences; an hour'
@@ -56,8 +56,10 @@ help:
 demo: $(BIN)/.installed
 	$(BIN)/python deploy/demo.py --repository $(MODELS)
 
+# Where there is a display, the page to try the models opens once they are served.
 serve: train
-	$(BIN)/neurona-serve --repository $(MODELS)
+	@$(BIN)/python deploy/open_page.py http://127.0.0.1:8000/ &
+	$(BIN)/neurona-serve $(MODELS)
 
 train: $(MODELS)/lenet5/1/model.onnx $(MODELS)/lstm/1/model.onnx $(MODELS)/rnn/1/model.onnx
 
@@ -94,8 +96,8 @@ test-node: $(BIN)/.installed-dev $(VENV)/node/.installed
 	NODE_MODULES=$(VENV)/node/node_modules $(BIN)/pytest tests/client/test_node.py
 
 # NEURONA_SHOTS names a folder for screenshots.
-test-browser: $(BIN)/.installed-dev
-	NEURONA_BROWSER=1 $(BIN)/pytest tests/e2e/browser
+test-browser: $(BIN)/.installed-dev $(VENV)/browser/.installed
+	NEURONA_BROWSER=1 AXE_MODULES=$(VENV)/browser/node_modules $(BIN)/pytest tests/e2e/browser
 
 test-prometheus: $(BIN)/.installed-dev
 	NEURONA_PROMETHEUS=1 $(BIN)/pytest -v tests/prometheus
@@ -104,6 +106,7 @@ bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
 	$(BIN)/python tests/benchmarks/client.py
+	$(BIN)/python tests/benchmarks/rest.py
 	$(BIN)/python tests/benchmarks/sequences.py
 	$(BIN)/python tests/benchmarks/sessions.py
 	$(BIN)/python tests/benchmarks/session_campaign.py
@@ -162,7 +165,7 @@ test-crds: $(BIN)/.installed-dev
 # Triton's client wants other versions of what it shares with us: a Python of its own.
 $(VENV)/triton/.installed: | $(BIN)/.installed-dev
 	@test -x $(VENV)/triton/bin/python || $(PYTHON) -m venv $(VENV)/triton
-	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0'
+	@$(VENV)/triton/bin/pip install --quiet --disable-pip-version-check 'tritonclient[grpc,http]==2.73.0'
 	@touch $@
 
 # What client/node needs, outside its folder, so that no stray file gets into the wheel. Without
@@ -170,6 +173,11 @@ $(VENV)/triton/.installed: | $(BIN)/.installed-dev
 $(VENV)/node/.installed: client/node/package.json client/node/package-lock.json
 	@mkdir -p $(VENV)/node && cp $^ $(VENV)/node/
 	@if command -v npm >/dev/null; then cd $(VENV)/node && npm ci --ignore-scripts --silent; fi
+	@touch $@
+
+$(VENV)/browser/.installed: tests/e2e/browser/package.json tests/e2e/browser/package-lock.json
+	@mkdir -p $(VENV)/browser && cp $^ $(VENV)/browser/
+	@if command -v npm >/dev/null; then cd $(VENV)/browser && npm ci --ignore-scripts --silent; fi
 	@touch $@
 
 # The same sources give the same files: their times are those of the last commit.

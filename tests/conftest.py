@@ -1,3 +1,4 @@
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from support.in_process_server import InProcessServer
 
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.telemetry import rate_limit
+
+# Servers that tests start serve no HTTP unless they say so: each needs a port of its own.
+os.environ.setdefault("NEURONA_HTTP_ADDRESS", "off")
 
 
 @pytest.fixture(scope="session", autouse=True)

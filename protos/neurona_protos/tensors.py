@@ -161,6 +161,15 @@ def decode(name: str, number: DataType, shape: tuple[int, ...], data: bytes | me
         raise TensorError(f"{_named(name)} has shape {list(shape)}: {error}") from error
 
 
+def decode_byte_strings(name: str, shape: tuple[int, ...], data: bytes | memoryview) -> Array:
+    """Return the elements of a tensor of STRING as bytes; see `decode`.
+
+    Raises:
+        TensorError: The data are not as many strings as the shape says.
+    """
+    return _decode_strings(name, data, math.prod(shape), as_text=False).reshape(shape)
+
+
 def _named(name: str) -> str:
     return f"tensor {name!r}"
 
@@ -213,7 +222,9 @@ def _encode_string(name: str, element: object) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
-def _decode_strings(name: str, data: bytes | memoryview, count: int) -> Array:
+def _decode_strings(
+    name: str, data: bytes | memoryview, count: int, *, as_text: bool = True
+) -> Array:
     # Each element takes at least its length: a false shape must not cause a large allocation.
     if count * _LENGTH.size > len(data):
         raise TensorError(
@@ -228,8 +239,9 @@ def _decode_strings(name: str, data: bytes | memoryview, count: int) -> Array:
         position = start + _LENGTH.unpack_from(data, position)[0]
         if position > len(data):
             raise TensorError(f"{_named(name)} ends inside string {index} of {count}")
+        piece = data[start:position]
         # As decode_text does, without the time of the call.
-        array[index] = str(data[start:position], "utf-8", "surrogateescape")
+        array[index] = str(piece, "utf-8", "surrogateescape") if as_text else bytes(piece)
     if position != len(data):
         raise TensorError(
             f"{_named(name)} has {len(data) - position} bytes after its {count} strings"

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from neurona_server import errors
-from neurona_server.config.options import list_options
+from neurona_server.config.options import POSITIONAL, list_options
 from neurona_server.config.sources import PREFIX
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
 from neurona_server.telemetry.metrics import OUTCOMES, Metrics
@@ -32,7 +32,7 @@ def options() -> str:
             _code([option.name]),
             _default(option.default),
             option.help.replace("<", "\\<"),
-            _code(["--" + option.name.replace("_", "-")]),
+            _code(["FILE" if option.name == POSITIONAL else "--" + option.name.replace("_", "-")]),
             _code([PREFIX + option.name.upper()]),
         )
         for option in list_options()

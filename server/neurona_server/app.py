@@ -13,16 +13,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from neurona_server.address import is_local
+from neurona_server.address import UNIX, is_local
 from neurona_server.batching.device_scheduler import DeviceScheduler
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
+from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
+from neurona_server.http.neurona_api import neurona_routes
+from neurona_server.http.open_inference.rest_routes import open_inference_routes
+from neurona_server.http.openapi import PATH as OPENAPI_PATH
+from neurona_server.http.openapi import openapi_route
+from neurona_server.http.playground.pages import (
+    ServerFacts,
+    disabled_routes,
+    playground_routes,
+    server_port,
+)
+from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
@@ -48,11 +61,15 @@ from neurona_server.models.onnx.runtime import (
     runtime_version,
 )
 from neurona_server.models.onnx.session import has_abandoned_sessions
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.models.repository.scanner import ModelSource, Repository
 from neurona_server.models.repository.settings import VersionPolicy
+from neurona_server.models.repository.single_files import check_given
 from neurona_server.resources import available_cpus
+from neurona_server.rpc.call import Methods
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.health import SERVING, Health
+from neurona_server.rpc.image_workers import ImageWorkers
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.open_inference.service import SERVICE as OPEN_INFERENCE
 from neurona_server.rpc.open_inference.service import OpenInference
@@ -71,18 +88,22 @@ from neurona_server.rpc.v1.models import Models
 from neurona_server.rpc.v1.prediction import Prediction
 from neurona_server.rpc.v1.sessions import Sessions
 from neurona_server.rpc.worker_pool import WorkerPool
+from neurona_server.start_text import ServedAddresses, write_start_text
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.device_metrics import DeviceInfo
 from neurona_server.telemetry.metrics import Metrics
 from neurona_server.telemetry.run_journal import JournalEntry, ModelKey, RunJournal, files_digest
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
-from neurona_server.web.server import MetricsServer
+from neurona_server.web.metrics_server import MetricsServer
 
 log = logging.getLogger(__name__)
 
 PREDICTION = "neurona.v1.Prediction"
 """The service whose health is that of the whole server, whatever becomes of its models."""
+
+CHECK_STOP_SECONDS = 5.0
+"""Time for the models to be unloaded that were loaded to be checked."""
 
 SPAN_FLUSH_SECONDS = 2.0
 """Time at the stop for the last spans to reach their collector."""
@@ -102,6 +123,8 @@ class Supervision:
     served_versions: Sequence[tuple[str, int]] | None = None
     """All that it served, by model and number. The start waits for these alone: a file that has
     come since, and whose load may never end, must not keep them from being served again."""
+    file_versions: FileVersions | None = None
+    """Numbers the versions of single files for all processes."""
     request_replacement: Callable[[], object] = lambda: None
     """Requests a new process in place of this one, which cannot use any GPU any more."""
 
@@ -146,7 +169,8 @@ class App:
         )
         explicit = config.model_control == "explicit"
         control = ControlCalls(self._reconciler) if explicit else None
-        workers = WorkerPool()
+        options = _listener_options(config, self._metrics, self._tracing)
+        self._workers = workers = WorkerPool(ImageWorkers(config.max_image_pixels))
         self._sessions = SessionStore(
             SessionLimits(config.max_sessions, config.session_idle_timeout_s)
         )
@@ -169,19 +193,30 @@ class App:
             **self._health.methods(),
         }
         methods |= Reflection(methods).methods()
-        options = _listener_options(config, self._metrics, self._tracing)
         if supervision is not None:
             options = replace(options, reuse_port=True)
         self._listener = open_transport(config.transport, methods, options)
+        self._make_http = partial(self._make_http_transport, methods, workers, limits, options)
+        self._http: HttpTransport | None = None
         self._maintenance = ArenaMaintenance(self._registry.models, config.shrink_seconds)
         self._metrics.watch_connections(self._listener.guard)
-        self._heartbeat = Heartbeat(self._listener.has_turned, self._set_hung)
+        self._heartbeat = Heartbeat(self._have_turned, self._set_hung)
         self._hung_reason, self._hung_since = "", 0.0
         self._close_metrics: Callable[[], None] = lambda: None
+        self._metrics_address: str = config.metrics_address
         self._stopping = False
+        self.grpc_port = 0
+        """The port of the first address, once it has started."""
+        self.http_port = 0
+        """That of HTTP, 0 without one."""
+        self.metrics_port = 0
+        """That of the metrics, 0 without one."""
 
-    def start(self) -> None:
+    def start(self, *, owns_process: bool = True) -> None:
         """Load the models and serve.
+
+        Args:
+            owns_process: Whether the process does nothing else: its garbage collector is tuned.
 
         Raises:
             LoadError: There is no model to serve, or strict is true and one cannot be served.
@@ -194,20 +229,32 @@ class App:
                 "%s are installed over each other (expected one: uninstall all, then install one)",
                 " and ".join(packages),
             )
+        if self._supervision is None or self._supervision.served_versions is None:
+            check_given(self._config.files)
         self._watchdog.start()
         self._load_models()
         self._metrics.transport.labels(self._listener.name).set(1)
-        # What exists now lives until the end: garbage collections need not visit it again.
-        gc.collect()
-        gc.freeze()
-        grpc_port = self._listener.start(self._config.address)
+        if owns_process:
+            # What exists now lives until the end: garbage collections need not visit it again.
+            gc.collect()
+            gc.freeze()
+        if self._config.http_address:
+            self._http = self._make_http()
+        self.grpc_port = self._listener.start(self._config.address)
+        if self._http is not None:
+            self._http.start()
+            self.http_port = self._http.port
         self._heartbeat.start()
         self._maintenance.start()
         self._serving.set()
         self._update_health()
         if self._config.model_control != "none":
             self._reconciler.start_polling(self._config.poll_ms / 1000)
-        log.info("serving gRPC on %s (port %d)", self._config.address, grpc_port)
+        log.info("serving gRPC on %s (port %d)", self._config.address, self.grpc_port)
+        if self._http is not None:
+            scheme = "https" if self._config.tls_certificate else "http"
+            host = self._config.http_address.rpartition(":")[0]
+            log.info("serving HTTP on %s://%s:%d/", scheme, host, self._http.port)
 
     def stop(self) -> bool:
         """Drain and stop.
@@ -219,6 +266,8 @@ class App:
         self._serving.clear()
         self._health.stop()
         log.info("shutting down: health set to NOT_SERVING")
+        if self._http is not None:
+            self._http.announce_stop()
         time.sleep(self._config.drain_delay_ms / 1000)
         deadline = time.monotonic() + self._config.drain_timeout_ms / 1000
         withdraw_marks()
@@ -226,15 +275,120 @@ class App:
         self._maintenance.stop()
         self._reconciler.stop_loading()  # or a call waiting for a load would delay the transport
         # The transport stops before the models, so that accepted requests still get responses.
-        drained = self._listener.stop(max(0.0, deadline - time.monotonic()))
+        drained = self._stop_transports(deadline)
         self._sessions.stop()
         drained = self._reconciler.stop(max(0.0, deadline - time.monotonic())) and drained
+        if drained:  # else a run that ends later may still have a task for them
+            self._workers.close()
         if self._tracing is not None:
             self._tracing.close(SPAN_FLUSH_SECONDS)
         self._watchdog.stop()
         self._close_metrics()
         log.info("stopped")
         return drained
+
+    def _stop_transports(self, deadline: float) -> bool:
+        """Stop both transports at the same time; return False if one is hung."""
+
+        def stop(stop_one: Callable[[float], bool]) -> bool:
+            return stop_one(max(0.0, deadline - time.monotonic()))
+
+        if self._http is None:
+            return stop(self._listener.stop)
+        http, http_stopped = self._http, threading.Event()
+
+        def stop_http() -> None:
+            if stop(http.stop):
+                http_stopped.set()
+
+        thread = threading.Thread(target=stop_http, name="stopping", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to end, and starts no threads
+            return stop(self._listener.stop) and stop(http.stop)
+        grpc_stopped = stop(self._listener.stop)
+        thread.join()
+        return http_stopped.is_set() and grpc_stopped
+
+    def _have_turned(self) -> bool:
+        """Return whether the threads of both transports have turned since the last call."""
+        http_turned = self._http is None or self._http.has_turned()
+        return self._listener.has_turned() and http_turned
+
+    def _make_http_transport(
+        self, methods: Methods, workers: WorkerPool, limits: Limits, options: ListenerOptions
+    ) -> HttpTransport:
+        config = self._config
+        http_options = HttpOptions(
+            config.http_address,
+            config.http_hosts,
+            max_message_bytes=config.max_message_bytes,
+            access=options.access,
+            make_tls_context=options.certificates.http_context if options.certificates else None,
+            on_reject=self._metrics.record_rejection,
+            reuse_port=options.reuse_port,
+            tracer=options.tracer,
+        )
+        routes = [
+            *neurona_routes(methods, self.state),
+            *open_inference_routes(methods, self._registry, limits),
+        ]
+        routes.append(openapi_route(routes))
+        routes += playground_routes(self._page_facts()) if config.playground else disabled_routes()
+        return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
+
+    def _page_facts(self) -> ServerFacts:
+        """Return what the playground says of this server to everybody who opens it."""
+        config = self._config
+        has_tls = bool(config.tls_certificate)
+        tcp = [one for one in config.address.split(",") if not one.startswith(UNIX)]
+        return ServerFacts(
+            grpc=server_port(tcp[0], self.grpc_port, tls=has_tls) if tcp else None,
+            metrics=server_port(self._metrics_address, self.metrics_port),
+            tokens=bool(config.tokens_file),
+            version="" if config.tokens_file else installed_version(),
+            openapi=OPENAPI_PATH,
+        )
+
+    def start_text(self) -> str:
+        """Return what a person wants to know of the server once it has started."""
+        config = self._config
+        http = ""
+        if self._http is not None:
+            http = f"{config.http_address.rpartition(':')[0]}:{self._http.port}"
+        grpc_address = config.address.partition(",")[0]
+        if not grpc_address.startswith(UNIX):
+            grpc_address = f"{grpc_address.rpartition(':')[0]}:{self.grpc_port}"
+        addresses = ServedAddresses(
+            grpc_address,
+            http,
+            # Of port 0, only the supervisor knows which port it has.
+            "" if self._metrics_address.endswith(":0") else self._metrics_address,
+            certificate=config.tls_certificate,
+            has_tokens=bool(config.tokens_file),
+            has_playground=config.playground,
+        )
+        return write_start_text(self._registry, addresses)
+
+    def check_models(self) -> tuple[list[Model], list[str]]:
+        """Load all models without serving them, and unload them again.
+
+        Returns:
+            The models that can be served, and a line for each fault.
+
+        Raises:
+            LoadError: A repository cannot be read, or what was named cannot be served.
+        """
+        check_given(self._config.files)
+        self._watchdog.start()
+        try:
+            problems = self._reconciler.start_all()
+            models = [*self._registry.models()]
+            faults = [f"{model}: degraded: {model.degraded}" for model in models if model.degraded]
+            return models, [*problems, *faults]
+        finally:
+            self._reconciler.stop(CHECK_STOP_SECONDS)
+            self._watchdog.stop()
 
     def state(self) -> str:
         """Return STARTING, SERVING or NOT_SERVING, which a reason may follow."""
@@ -279,6 +433,8 @@ class App:
 
     def _serve_metrics(self) -> None:
         address = self._config.metrics_address
+        if not address:
+            return
         server = MetricsServer(
             address,
             self.registry,
@@ -287,6 +443,8 @@ class App:
             hosts=self._config.metrics_hosts,
         )
         self._close_metrics = server.close
+        self.metrics_port = server.port
+        self._metrics_address = f"{address.rpartition(':')[0]}:{server.port}"
         log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
 
     def _load_models(self) -> None:
@@ -305,7 +463,8 @@ class App:
         if problems and self._reconciler.has_candidates:
             raise LoadError(f"none of the models can be served: {_first_of(problems)}")
         single_models = [f"{name}={folder}" for name, folder in self._config.model]
-        searched = ", ".join([*map(str, self._config.repository), *single_models])
+        named = [*self._config.files, *self._config.repository]
+        searched = ", ".join([*map(str, named), *single_models])
         layout = "model.onnx" if single_models else "<name>/<version>/model.onnx"
         detail = f": {_first_of(problems)}" if problems else ""
         raise LoadError(f"no model in {searched} (expected {layout}){detail}")
@@ -348,7 +507,12 @@ class App:
                 return self._supervision.journal.load(_model_key(source), start)
 
         reconciler = Reconciler(
-            Repository(config.repository, config.model),
+            Repository(
+                config.repository,
+                config.model,
+                config.files,
+                self._supervision.file_versions if self._supervision else None,
+            ),
             self._registry,
             load,
             self._metrics,
@@ -418,12 +582,8 @@ def _cpus_per_process(config: Config) -> int:
 
 def _installed_versions() -> tuple[str, str, str, str]:
     """Return the versions of the server, of Python, of ONNX Runtime and of grpcio."""
-    try:
-        server = importlib.metadata.version("neurona")
-    except importlib.metadata.PackageNotFoundError:  # run from its sources
-        server = "unknown"
     grpcio = importlib.metadata.version("grpcio")
-    return server, platform.python_version(), runtime_version(), grpcio
+    return installed_version(), platform.python_version(), runtime_version(), grpcio
 
 
 def _make_tracing(config: Config, metrics: Metrics, process: int | None) -> Tracing | None:
@@ -440,8 +600,11 @@ def _listener_options(config: Config, metrics: Metrics, tracing: Tracing | None)
         certificates = Certificates(*files, client_ca)
     elif config.tls_certificate or config.tls_key or config.tls_client_ca:
         raise ConfigError("incomplete TLS options (expected tls_certificate and tls_key)")
-    elif not all(map(is_local, config.address.split(","))):
-        log.warning("no TLS: %s accepts unencrypted calls from other machines", config.address)
+    else:
+        addresses = [*config.address.split(","), *filter(None, [config.http_address])]
+        if remote := [address for address in addresses if not is_local(address)]:
+            text = ",".join(remote)
+            log.warning("no TLS: %s accepts unencrypted calls from other machines", text)
     access = Access(Path(config.tokens_file)) if config.tokens_file else None
     return ListenerOptions(
         max_message_bytes=config.max_message_bytes,

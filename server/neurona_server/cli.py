@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 try:
     from neurona_server.app import App, exit_status, log
+    from neurona_server.check_command import check
     from neurona_server.config import sources
     from neurona_server.errors import ConfigError, LoadError
     from neurona_server.models.load_check.load_marks import withdraw_marks
@@ -17,6 +18,7 @@ try:
     from neurona_server.processes.worker_handle import python_command
     from neurona_server.resources import bound_heap_fragments
     from neurona_server.rpc.security.tokens import hash_token
+    from neurona_server.start_text import print_start_text
     from neurona_server.telemetry import logs
 except ImportError as error:
     if (error.name or "neurona").startswith("neurona"):
@@ -39,6 +41,9 @@ def main() -> int:
         return hash_token()
     try:
         config = sources.load(sys.argv[1:], os.environ)
+        if sources.CHECK in sys.argv[1:]:
+            sources.check_processes(config)
+            return check(config)
         if config.processes > 1 or config.supervise:
             sources.check_processes(config)
             become_supervisor(sys.argv[1:])
@@ -49,6 +54,7 @@ def main() -> int:
         app = App(config)
         app.start()
         signals.mark_serving()
+        print_start_text(app.start_text(), config.log_format)
     except (ConfigError, LoadError) as error:
         logs.report_fatal(error)
         return 1

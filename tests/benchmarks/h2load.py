@@ -5,6 +5,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from processes import RunningServer
@@ -56,13 +57,59 @@ def measure(
         FailedCallsError: Responses are shorter than the expected response.
     """
     expected_bytes = len(running.call(method, body)) + _FRAME.size
+    connections = CONNECTIONS.get(in_flight, 1)
+    command = ["h2load", f"http://{running.address}{method}"]
+    command += ["-c", str(connections), "-m", str(in_flight // connections)]
+    command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    framed = _FRAME.pack(0, len(body)) + body
+    return _repeat(running, command, framed, expected_bytes, in_flight, seconds, warm_up)
+
+
+def measure_http(
+    running: RunningServer,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    expected_bytes: int,
+    in_flight: int,
+    seconds: float,
+    warm_up: float = 0.3,
+) -> Sample:
+    """Measures requests over HTTP/1.1, each in flight on a connection of its own.
+
+    Args:
+        running: The server.
+        url: Where to send them.
+        headers: Their headers.
+        body: Their body.
+        expected_bytes: The bytes of the body of a right response.
+        in_flight: The connections.
+        seconds: See `measure`.
+        warm_up: See `measure`.
+
+    Raises:
+        FailedCallsError: There are responses with another status or shorter bodies.
+    """
+    command = ["h2load", url, "--h1", "-c", str(in_flight), "-m", "1"]
+    for name, value in headers.items():
+        command += ["-H", f"{name}: {value}"]
+    return _repeat(running, command, body, expected_bytes, in_flight, seconds, warm_up)
+
+
+def _repeat(
+    running: RunningServer,
+    command: Sequence[str],
+    content: bytes,
+    expected_bytes: int,
+    in_flight: int,
+    seconds: float,
+    warm_up: float,
+) -> Sample:
+    """Measures with more and more time, until there are enough responses."""
     with tempfile.NamedTemporaryFile() as file:
-        file.write(_FRAME.pack(0, len(body)) + body)
+        file.write(content)
         file.flush()
-        connections = CONNECTIONS.get(in_flight, 1)
-        command = ["h2load", f"http://{running.address}{method}", "-d", file.name]
-        command += ["-c", str(connections), "-m", str(in_flight // connections)]
-        command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+        command = [*command, "-d", file.name]
         while True:
             sample, done = _measure(running, command, expected_bytes, in_flight, seconds, warm_up)
             minimum = max(_MINIMUM_RESPONSES, _MINIMUM_PER_CALLER * in_flight)
@@ -75,7 +122,7 @@ def measure(
 
 def _measure(
     running: RunningServer,
-    command: list[str],
+    command: Sequence[str],
     expected_bytes: int,
     in_flight: int,
     seconds: float,

@@ -48,6 +48,16 @@ def test_the_client_benchmark_runs():
         assert float(cells(printed, name)[2].replace(",", "")) > 0
 
 
+def test_the_benchmark_of_rest_runs(tmp_path):
+    flags = ["--models", "mlp", "--loads", "8", "--rounds", "1", "--seconds", "0.3"]
+    printed = run_benchmark("rest.py", *flags, "--folder", tmp_path)
+    for row in ("neurona, REST, binary", "neurona, REST, JSON", "neurona, Predict"):
+        rate, ratio = cells(printed, row)[1].split(" ", 1)
+        assert float(rate.replace(",", "")) > 0
+        assert ratio.startswith("(")
+    assert float(cells(printed, "grpc.aio")[1].replace(",", "")) > 0
+
+
 def test_errors_are_not_counted_as_responses(tmp_path):
     script = tmp_path / "failed.py"
     script.write_text(FAILED_CALLS)

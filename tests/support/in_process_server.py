@@ -191,8 +191,12 @@ class RunningApp:
 
 
 @contextlib.contextmanager
-def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[RunningApp]:
+def run_app(
+    arguments: Sequence[str], environment: Mapping[str, str], *, http_address: str = ""
+) -> Iterator[RunningApp]:
     """Run a server with these options, but at free ports of loopback and without a drain delay.
+
+    It serves HTTP if there is an `http_address`.
 
     Everything but the signals is as in a separate process, except that model files are not checked
     in another process unless the arguments say so.
@@ -200,7 +204,11 @@ def run_app(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterato
     address, metrics_address = free_addresses(2)
     config = sources.load(["--load-check", "false", *arguments], environment)
     config = msgspec.structs.replace(
-        config, address=address, metrics_address=metrics_address, drain_delay_ms=0
+        config,
+        address=address,
+        metrics_address=metrics_address,
+        http_address=http_address,
+        drain_delay_ms=0,
     )
     app = App(config)
     app.start()

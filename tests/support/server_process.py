@@ -70,6 +70,7 @@ class ServerProcess:
         free = free_addresses(2)
         self.address = self._flag("--address") or free[0]
         self.metrics_address = self._flag("--metrics-address") or free[1]
+        self.http_address = self._flag("--http-address") or "off"
         self._repository = repository
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="neurona-serve-")
@@ -97,6 +98,7 @@ class ServerProcess:
         command = [
             *(NEURONA_SERVE, "--repository", self._repository),
             *("--address", self.address, "--metrics-address", self.metrics_address),
+            *("--http-address", self.http_address),
             *self.flags,
         ]
         self._log_file.write_bytes(b"")

@@ -1,5 +1,7 @@
 """The example programs of Triton's clients in Python, C++, Java, JavaScript and Go.
 
+Those in Python are run over gRPC and over HTTP.
+
 The server has the models of Triton's example repository, those of sequences rebuilt with ONNX, and
 one of another kind.
 """
@@ -14,11 +16,13 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from support import onnx_models, stateful_models, triton_clients, triton_models
+from support.server_process import free_addresses
 from support.triton_calls import expect_error, make_request
 
 from neurona_protos import open_inference_pb2 as pb
 
 DRIVER = Path(__file__).with_name("examples_driver.py")
+HTTP_DRIVER = Path(__file__).with_name("http_examples_driver.py")
 JAVASCRIPT = Path(__file__).with_name("examples_driver.js")
 PROTOS = Path(__file__).parents[2] / "protos"
 
@@ -46,6 +50,29 @@ EXAMPLES = [
     "simple_grpc_sequence_stream_infer_client",
     "simple_grpc_aio_sequence_stream_infer_client",
 ]
+HTTP_EXAMPLES = [
+    "simple_http_infer_client",
+    "simple_http_async_infer_client",
+    "simple_http_string_infer_client",
+    "simple_http_shm_client",
+    "simple_http_shm_string_client",
+    "simple_http_sequence_sync_infer_client",
+    "simple_http_aio_infer_client",
+    "simple_http_aio_string_infer_client",
+    "simple_http_aio_shm_client",
+    "simple_http_aio_shm_string_client",
+    "simple_http_aio_sequence_sync_infer_client",
+    "reuse_infer_objects_client",
+    "memory_growth_test",
+    "image_client",
+]
+HTTP_CONTROL = ["simple_http_model_control", "simple_http_aio_model_control"]
+HTTP_HEALTH = ["simple_http_health_metadata", "simple_http_aio_health_metadata"]
+HTTP_UNSUPPORTED = {
+    "simple_http_cudashm_client": "CUDA shared memory",
+    "simple_http_aio_cudashm_client": "CUDA shared memory",
+    "ensemble_image_client": "models that do not load",
+}
 CONTROL = ["simple_grpc_model_control", "simple_grpc_aio_model_control"]
 UNSUPPORTED = {
     "simple_grpc_custom_repeat": "models that do not load",
@@ -100,7 +127,8 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(serve, repository):
-    return serve(repository, "--shared-memory", "true", "--threads", "1")
+    flags = ("--http-address", free_addresses(1)[0], "--shared-memory", "true", "--threads", "1")
+    return serve(repository, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +139,54 @@ def results(server):
 
 @pytest.fixture(scope="module")
 def control_results(serve, repository):
-    server = serve(repository, "--model-control", "explicit")
+    flags = ("--http-address", free_addresses(1)[0], "--model-control", "explicit")
+    server = serve(repository, *flags)
     output = triton_clients.run(DRIVER, server.address, *CONTROL)
-    return json.loads(output.splitlines()[-1])
+    http_output = triton_clients.run(HTTP_DRIVER, server.http_address, *HTTP_CONTROL)
+    return json.loads(output.splitlines()[-1]) | json.loads(http_output.splitlines()[-1])
 
 
 @pytest.mark.triton("examples: Python", cause="examples")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_python(results, name):
     assert results[name] is None, results[name]
+
+
+@pytest.fixture(scope="module")
+def http_results(server):
+    names = [*HTTP_EXAMPLES, *HTTP_HEALTH, *HTTP_UNSUPPORTED]
+    output = triton_clients.run(HTTP_DRIVER, server.http_address, *names)
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.mark.triton("examples: Python, HTTP", cause="examples")
+@pytest.mark.parametrize("name", HTTP_EXAMPLES)
+def test_python_over_http(http_results, name):
+    assert http_results[name] is None, http_results[name]
+
+
+@pytest.mark.triton("examples: Python, HTTP", declared="server metadata")
+@pytest.mark.parametrize("name", HTTP_HEALTH)
+def test_python_health_over_http(http_results, name):
+    assert "named neurona" in http_results[name]  # all checks before pass
+
+
+@pytest.mark.triton("examples: Python, HTTP")
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.triton(declared=row))
+        for n, row in HTTP_UNSUPPORTED.items()
+    ],
+)
+def test_python_of_other_kinds_over_http(http_results, name):
+    assert http_results[name] is None, http_results[name]
+
+
+@pytest.mark.triton("examples: Python, HTTP", cause="overrides at load")
+@pytest.mark.parametrize("name", HTTP_CONTROL)
+def test_python_model_control_over_http(control_results, name):
+    assert control_results[name] is None, control_results[name]
 
 
 @pytest.mark.triton("examples: Python", cause="overrides at load")

@@ -10,12 +10,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from neurona_client.cli import bench, describe, health, models, predict, watch
+from neurona_client.cli import bench, describe, doctor, health, models, predict, watch
 from neurona_client.cli.arguments import FAILED, CommandError
 from neurona_client.cli.terminal import discard_output, prepare_streams, printable
 from neurona_client.errors import NeuronaError
 
-COMMANDS = (health, models, describe, predict, watch, bench)
+COMMANDS = (health, models, describe, predict, watch, bench, doctor)
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report a command that a signal ended
 BROKEN_PIPE = 141  # 128 + SIGPIPE

@@ -126,7 +126,9 @@ def image_values(image: PillowImage, described: ImageDescription) -> NDArray[np.
         ImportError: Pillow is not installed.
     """
     is_grey = described.colours == IMAGE_COLOURS_GREY
-    image = image.convert("L" if is_grey else "RGB")
+    mode = "L" if is_grey else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     width, height = described.width or image.width, described.height or image.height
     stored = described.stored_width, described.stored_height
     image = _resize(image, *(stored if all(stored) else (width, height)), described)

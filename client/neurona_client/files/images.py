@@ -12,10 +12,12 @@ Whatever a file stores becomes what a viewer of pictures shows on white paper:
 from __future__ import annotations
 
 import io
-import math
 import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,17 +64,30 @@ _SIGNATURES = re.compile(
 )
 """What the files of all formats but TGA, DIB and XBM begin with."""
 
+_PNG_OR_JPEG = re.compile(rb"\x89PNG|\xff\xd8\xff")
+
 _GREY_MODES = ("1", "L", "LA", "La")
 _INTEGER_LEVELS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WHITE_IS_ZERO = 0
+_ORIENTATION = 0x0112  # a tag of EXIF
 
 
-def read_image(source: bytes | bytearray | Path) -> PillowImage:
+def read_image(
+    source: bytes | bytearray | Path,
+    formats: Sequence[str] | None = None,
+    max_pixels: int | None = None,
+    reserve: Callable[[int], AbstractContextManager[None]] | None = None,
+) -> PillowImage:
     """Decode a picture.
 
     Args:
         source: the content of a file, or its path.
+        formats: those that are read, of FORMATS; by default all that Pillow has been built with.
+        max_pixels: width x height up to which a picture is decoded, instead of Pillow's limit; not
+            above twice that.
+        reserve: called with width x height before the picture is decoded; it is decoded inside of
+            the context that this returns.
 
     Returns:
         The upright picture in Pillow's mode "L" if the file has grey levels only, else "RGB".
@@ -84,27 +99,39 @@ def read_image(source: bytes | bytearray | Path) -> PillowImage:
     """
     from PIL import Image, UnidentifiedImageError
 
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]  # depends on Pillow's version
+    signatures = _SIGNATURES if formats is None else _PNG_OR_JPEG
+    if formats is None:
+        Image.init()
+        formats = [name for name in FORMATS if name in Image.OPEN]  # depends on Pillow's version
+    if max_pixels is None:
+        max_pixels = Image.MAX_IMAGE_PIXELS or sys.maxsize
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         try:
-            with Image.open(file, formats=formats) as image:
+            with Image.open(file, formats=[*formats]) as image:
                 # Pillow only warns of a huge picture, and all threads share the warning filters.
-                if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                    raise FileContentError(f"too large, {image.width} x {image.height} pixels")
-                return _to_8_bit_levels(image)
+                if image.width * image.height > max_pixels:
+                    raise FileContentError(
+                        f"too large, {image.width} x {image.height} pixels "
+                        f"(expected at most {max_pixels} in all)"
+                    )
+                with reserve(image.width * image.height) if reserve else nullcontext():
+                    return _to_8_bit_levels(image)
         except UnidentifiedImageError as error:
             file.seek(0)
-            if _SIGNATURES.match(file.read(16)):
+            if signatures.match(file.read(16)):
                 raise FileContentError(
                     "unreadable image: damaged, or a variant of its format that Pillow does not "
                     "read (such as 64-bit TIFF)"
                 ) from error
             raise FileContentError(
-                f"unknown image format (expected {', '.join(formats)})"
+                f"unknown image format (expected {', '.join(formats[:-1])} or {formats[-1]})"
             ) from error
         except FileContentError:
             raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise FileContentError(
+                f"too large (expected at most {max_pixels} pixels in all)"
+            ) from error
         except Exception as error:  # a decoder raises anything when its input is damaged
             reason = " ".join(str(error).split()) or type(error).__name__
             raise FileContentError(f"unreadable image: {reason}") from error
@@ -153,18 +180,19 @@ def scale_levels(levels: NDArray[np.float32], width: int, height: int) -> NDArra
 
 
 def _to_8_bit_levels(image: PillowImage) -> PillowImage:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     is_grey = image.mode in (*_GREY_MODES, *_INTEGER_LEVELS, "F")
     key = _transparent_key(image)
     highest = _highest_level(image)
     is_negative = _is_negative(image)
-    upright = ImageOps.exif_transpose(image)
+    image.load()  # before EXIF is read, whose errors are not those of the picture
+    upright = _turn_upright(image)
     if key is not None:
         stored = np.asarray(upright)
         is_transparent = (stored == key).reshape(*stored.shape[:2], -1).all(axis=2)
     if upright.mode in (*_INTEGER_LEVELS, "F"):
-        levels = _to_256_levels(np.asarray(upright, np.float64), highest)
+        levels = _to_256_levels(np.asarray(upright), highest)
         upright = Image.fromarray(255 - levels if is_negative else levels)
     elif key is None and _has_transparency(upright):
         if upright.mode == "La":  # Pillow converts premultiplied grey levels to LA alone
@@ -220,7 +248,32 @@ def _is_negative(image: PillowImage) -> bool:
     return is_deep and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
-def _to_256_levels(stored: NDArray[np.float64], highest: float | None) -> NDArray[np.uint8]:
+def _turn_upright(image: PillowImage) -> PillowImage:
+    """Apply EXIF's orientation, if it can be read: pictures are shown whatever their EXIF data."""
+    from PIL.Image import Transpose
+
+    orientation = None
+    with suppress(Exception):  # the reader raises anything
+        orientation = image.getexif().get(_ORIENTATION)
+    methods = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    method = methods.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_256_levels(stored: NDArray[Any], highest: float | None) -> NDArray[np.uint8]:
+    if stored.dtype == np.uint16 and highest == 65535:  # most are, and large ones take memory
+        table: NDArray[np.uint8] = np.rint(np.arange(65536) * (255 / highest)).astype(np.uint8)
+        levels: NDArray[np.uint8] = table[stored]
+        return levels
+    stored = stored.astype(np.float64)
     if not np.isfinite(stored).all():
         raise FileContentError("image has levels that are not finite (expected numbers)")
     low, high = float(stored.min()), float(stored.max())

@@ -19,16 +19,35 @@ from neurona_server.config.parsers import (
     HostName,
     LogLevel,
     NamedFolder,
+    OptionalWebAddress,
     ProviderNames,
     ProviderOptionTexts,
     VersionPolicyText,
-    WebAddress,
 )
 
 MAX_INT = 2**31 - 1
 MAX_BYTES = 2**50
 MAX_MS = 10**8
 MAX_SECONDS = 1e6
+
+
+POSITIONAL = "files"
+"""The option whose values are the arguments without a flag."""
+
+GROUPS = {
+    "files": "what is served",
+    "address": "where it is served",
+    "versions": "loading models",
+    "instances": "batches and queues",
+    "max_message_bytes": "messages and protocols",
+    "drain_delay_ms": "stopping",
+    "providers": "devices and memory",
+    "tls_certificate": "security",
+    "transport": "connections and processes",
+    "max_metadata_bytes": "limits of requests and sessions",
+    "log_level": "logs and traces",
+}
+"""Title of each group of options, by the first of them in their order here."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,14 @@ class Help:
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of a server. An option of a tuple type may be given several times."""
 
+    files: Annotated[
+        tuple[Path, ...],
+        Help(
+            "ONNX file to serve as it is, named after the file, or a folder: of a model, of models "
+            "or of ONNX files. On the command line without a flag. Without any option that names "
+            "models: the folder models, if it is there."
+        ),
+    ] = ()
     repository: Annotated[
         tuple[Path, ...],
         Help(
@@ -62,9 +89,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = Addresses("127.0.0.1:8001")
     metrics_address: Annotated[
-        WebAddress,
-        Help("HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP."),
-    ] = WebAddress("127.0.0.1:8002")
+        OptionalWebAddress,
+        Help(
+            "HOST:PORT to serve the status page, /metrics and /healthz on, over HTTP; off: no port."
+        ),
+    ] = OptionalWebAddress("127.0.0.1:8002")
     metrics_hosts: Annotated[
         tuple[HostName, ...],
         Help(
@@ -74,6 +103,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "given several times."
         ),
     ] = ()
+    http_address: Annotated[
+        OptionalWebAddress,
+        Help(
+            "HOST:PORT to serve predictions on over HTTP/1.1, with the tokens, certificates and "
+            "limits of gRPC. off: gRPC only."
+        ),
+    ] = OptionalWebAddress("127.0.0.1:8000")
+    http_hosts: Annotated[
+        tuple[HostName, ...],
+        Help(
+            "Name under which http_address is reached. As with metrics_hosts, IP addresses, names "
+            "without dots and those of private domains need not be named; requests for other names "
+            "are rejected. Without tokens, pages of these names may call the server too. *: every "
+            "name. May be given several times."
+        ),
+    ] = ()
+    playground: Annotated[
+        bool,
+        Help(
+            "Serve the playground, a page to try the models on, at the root of http_address. Its "
+            "calls need tokens as those of other callers do."
+        ),
+    ] = True
     versions: Annotated[
         VersionPolicyText,
         Help(
@@ -435,6 +487,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=0, le=MAX_INT),
         Help("Maximum rows in a request. 0: as many as the queue of the model may hold."),
     ] = 0
+    max_image_pixels: Annotated[
+        int,
+        Meta(ge=1, le=178_956_970),  # Pillow itself refuses more
+        Help(
+            "Maximum width x height of an encoded image (PNG or JPEG) in a request. Decoding takes "
+            "up to 16 bytes for each pixel."
+        ),
+    ] = 50_000_000
     max_sessions: Annotated[
         int,
         Meta(ge=1, le=MAX_INT),
@@ -491,16 +551,20 @@ class Option(NamedTuple):
     """Type of its value, of one of its values if repeatable."""
     repeatable: bool
     """It may be given several times."""
+    group: str
+    """Title of the options that it is listed with."""
 
 
 def list_options() -> list[Option]:
     """List all options, in the order of their declaration."""
     kinds = get_type_hints(Config, include_extras=True)
     options = []
+    group = ""
     for field in msgspec.structs.fields(Config):
         kind, *annotations = get_args(kinds[field.name])
         (text,) = [one.text for one in annotations if isinstance(one, Help)]
         repeatable = get_origin(kind) is tuple
         value_type = get_args(kind)[0] if repeatable else kind
-        options.append(Option(field.name, text, field.default, value_type, repeatable))
+        group = GROUPS.get(field.name, group)
+        options.append(Option(field.name, text, field.default, value_type, repeatable, group))
     return options

@@ -21,12 +21,20 @@ class Addresses(str):
         return cls(",".join(check_address(address) for address in text.split(",")))
 
 
-class WebAddress(str):
-    """HOST:PORT or [IPV6]:PORT."""
+OFF = "off"
+
+
+class OptionalWebAddress(str):
+    """HOST:PORT or [IPV6]:PORT, or "" for off."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        return cls(check_address(text, unix=False))
+        if text in ("", OFF):
+            return cls("")
+        try:
+            return cls(check_address(text, unix=False))
+        except ValueError as error:
+            raise ValueError(f"{error}, or off") from None
 
 
 class HostName(str):

@@ -6,16 +6,20 @@ else from a file (neurona.toml), else it has its default. A misspelled option is
 
 import argparse
 import difflib
+import importlib.metadata
 import logging
 import os
 import re
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from neurona_server.address import UNIX
-from neurona_server.config.options import Config, Option, list_options
+from neurona_server.config.options import GROUPS, POSITIONAL, Config, Option, list_options
 from neurona_server.config.parsers import ProviderNames, ProviderOptionTexts
 from neurona_server.errors import ConfigError, printable, quoted
 from neurona_server.files import parse_toml, read_file
@@ -23,6 +27,8 @@ from neurona_server.models.repository.validation import convert, invalid_value
 
 PREFIX = "NEURONA_"
 DEFAULT_FILE = "neurona.toml"
+DEFAULT_FOLDER = "models"
+CHECK = "--check"
 OTHER_VARIABLES = {  # read elsewhere, or by others
     *("NEURONA_CONFIG", "NEURONA_DATA", "NEURONA_SHARED"),
     # The command line of the client.
@@ -47,16 +53,52 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
         ConfigError: An option is invalid, or the file of options cannot be read.
     """
     options = {option.name: option for option in list_options()}
-    flags = vars(_parser(options).parse_args(arguments))
+    flags = vars(_parser(options).parse_intermixed_args(arguments))
+    flags.pop("check")  # of the command, not of the server
+    if flags.pop("hash_token"):
+        raise ConfigError("--hash-token has no other options")
+    flags[POSITIONAL] = flags.pop("arguments") + (flags[POSITIONAL] or []) or None
     # An empty variable counts as not set.
     config_file = flags.pop("config") or environment.get(PREFIX + "CONFIG") or None
     values = _read_file(config_file, options) | _read_environment(environment, options)
     values |= {name: value for name, value in flags.items() if value is not None}
     values = {name: _parse(value, options[name]) for name, value in values.items()}
     config = convert(values, Config, "", _invalid_option)
-    if not config.repository and not config.model:
-        raise ConfigError("no models: name their folder with --repository DIR or --model NAME=DIR")
-    return config
+    if config.files or config.repository or config.model:
+        return config
+    if os.path.isdir(DEFAULT_FOLDER):
+        return msgspec.structs.replace(config, files=(Path(DEFAULT_FOLDER),))
+    raise ConfigError(
+        "no models: name an ONNX file or a folder with some, as in 'neurona-serve model.onnx' "
+        f"(without one the folder {DEFAULT_FOLDER!r} is served, which is not here)"
+    )
+
+
+def from_values(values: Mapping[str, object]) -> Config:
+    """Return the options that a program gives; flags, environment and file are not read.
+
+    Args:
+        values: By name, as their types or as the texts that flags would have. A path may be any
+            os.PathLike, and a repeatable option a sequence.
+
+    Raises:
+        ConfigError: An option is unknown or invalid.
+    """
+    options = {option.name: option for option in list_options()}
+    for name in values:
+        if name not in options:
+            raise ConfigError(f"unknown option {quoted(name)}{_suggestion(name, options)}")
+    parsed = {name: _parse(_plain(value), options[name]) for name, value in values.items()}
+    return convert(parsed, Config, "", _invalid_option)
+
+
+def _plain(value: object) -> object:
+    """Return a value of a program as a file of options would have it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
 
 
 def check_processes(config: Config) -> None:
@@ -89,31 +131,74 @@ def _invalid_option(problem: str) -> ConfigError:
     return ConfigError(f"option {problem}")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and names each option once."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=6, width=min(96, shutil.get_terminal_size()[0]))
+
+
+def installed_version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return importlib.metadata.version("neurona")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return "unknown"
+
+
 def _parser(options: Mapping[str, Option]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neurona-serve",
-        description="Serve ONNX models over gRPC with dynamic batching.",
-        epilog="Each option can also be set in neurona.toml (max_batch_rows = 32) or in the "
-        "environment (NEURONA_MAX_BATCH_ROWS=32). A flag takes precedence over the environment, "
-        "the environment over the file.",
+        usage="neurona-serve [FILE ...] [OPTIONS]",
+        description="Serve ONNX models over gRPC and HTTP with dynamic batching:\n\n"
+        "  neurona-serve model.onnx            one file, named after it\n"
+        "  neurona-serve                       the files and folders in ./models\n"
+        "  neurona-serve --check model.onnx    whether it would serve, and what it would serve",
+        epilog="Each option can also be set in neurona.toml (max_batch_rows = 32) or in the\n"
+        "environment (NEURONA_MAX_BATCH_ROWS=32). A flag takes precedence over the\n"
+        "environment, the environment over the file.",
         allow_abbrev=False,
+        add_help=False,
+        formatter_class=_HelpFormatter,
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help=f"TOML file of options (default: {DEFAULT_FILE} in the current folder, if it exists)",
-    )
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(GROUPS.values())}
+    command = parser.add_argument_group("the command")
     for option in options.values():
         default = str(option.default)
         if isinstance(option.default, bool):
             default = default.lower()
         shown = "" if option.default in ((), "") else f" (default: {default})"
-        parser.add_argument(
+        help_text = (option.help + shown).replace("%", "%%")
+        if option.name == POSITIONAL:
+            groups[option.group].add_argument(
+                "arguments", nargs="*", metavar="FILE", help=help_text
+            )
+            help_text = argparse.SUPPRESS  # its flag is for programs that write each option as one
+        groups[option.group].add_argument(
             "--" + option.name.replace("_", "-"),
             action="append" if option.repeatable else "store",
             metavar="DIR" if option.value_type is Path else "VALUE",
-            help=option.help + shown,
+            help=help_text,
         )
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"TOML file of options (default: {DEFAULT_FILE} in the current folder, if it exists)",
+    )
+    command.add_argument(
+        CHECK,
+        action="store_true",
+        help="Check the options, load every model, run it, report each fault in a line and exit "
+        "with status 1 if there is one. Nothing listens.",
+    )
+    command.add_argument(
+        "--hash-token",
+        action="store_true",
+        help="Read a token from standard input and print its hash for tokens_file; without other "
+        "options.",
+    )
+    command.add_argument("--version", action="version", version=f"neurona {installed_version()}")
+    command.add_argument("-h", "--help", action="help", help="Show this text.")
     return parser
 
 

@@ -17,7 +17,9 @@ from neurona_server.batching.request import Inputs, Outputs, Request
 from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.errors import ConfigError, DeviceLostError, LoadError, UnavailableError
 from neurona_server.models.batching_check import Run, decide_batching
+from neurona_server.models.class_outputs import find_scored_classes
 from neurona_server.models.device_ranking import find_ranking
+from neurona_server.models.encoded_images import ImageInput, find_image_inputs
 from neurona_server.models.input_bounds import find_answer_bounds, find_input_bounds
 from neurona_server.models.load_cancellation import LoadCancellation
 from neurona_server.models.model_options import ModelOptions, options_for
@@ -134,8 +136,14 @@ class Model:
         self.sequence_reason = ""
         """Why it is that method, other than the reasons in `sequences`."""
 
+        self.has_run = False
+        """Whether it has run with synthetic inputs; False if it rejected all of them."""
+
         self.chunk_steps = 0
         """Steps of one run, for SEQUENCE_METHOD_CELLULAR."""
+
+        self.images: Mapping[str, ImageInput] = {}
+        """The inputs that take encoded images, by name."""
 
         self.sessions: list[Session] = []
         """On each device, one session for each instance."""
@@ -247,14 +255,19 @@ class Model:
         cancellation.raise_if_cancelled()
         self.metrics.record_warm_up(time.monotonic() - started)
         outputs = self.signature.outputs
+        self.has_run = recorder.has_runs
+        class_labels = session.class_labels or find_scored_classes(
+            source.path, outputs, self.signature, runs[0]
+        )
         answer = find_task(
             session.properties,
-            session.class_labels,
+            class_labels,
             [*inputs, *self.signature.optional],
             outputs if recorder.has_runs else without_sizes(outputs),
             self.settings,
         )
         self.metadata, self.answer, self.softmax = answer.metadata, answer.index, answer.softmax
+        self.images = find_image_inputs(self.metadata, all_inputs)
         plain = options.runtime.run_method == "plain"
         if not any(reshapes.values()) and not session.runs_sequences and not plain:
             self.batcher.ranking = find_ranking(
@@ -276,13 +289,17 @@ class Model:
         self.batcher.answer_bounds = find_answer_bounds(
             self.answer, self.settings.inputs, finite=answer.finite
         )
+        self._open_for_sessions(source, cancellation)
+        self.metrics.record_placement(session.placement, bool(self.degraded))
+        if self.degraded:
+            log.warning("%s: degraded: %s", source, self.degraded, extra=self.log_fields)
+
+    def _open_for_sessions(self, source: ModelSource, cancellation: LoadCancellation) -> None:
+        """Let sessions begin, if the model has a state."""
         if (form := self.sequences) is not None and form.has_state:
             digest = content_digest(source.path, cancellation)
             self.state_codec = StateCodec(self.name, self.version, digest, form.state_size)
             self.metrics.sessions  # noqa: B018  its series exist before the first session
-        self.metrics.record_placement(session.placement, bool(self.degraded))
-        if self.degraded:
-            log.warning("%s: degraded: %s", source, self.degraded, extra=self.log_fields)
 
     def _warm_up(
         self,

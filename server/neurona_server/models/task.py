@@ -18,6 +18,7 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.errors import LoadError, close_match
+from neurona_server.models.encoded_images import describe_image
 from neurona_server.models.input_bounds import set_input_settings
 from neurona_server.models.repository.settings import ModelSettings
 from neurona_server.models.signature import TensorSpec
@@ -150,10 +151,12 @@ def _set_descriptions(
             continue
         words = InputDescription(description=tensor.description, unit=tensor.unit)
         limits = (tensor.allow_nan, tensor.allow_unknown)
-        if not words.ByteSize() and limits == (None, None):
+        if not words.ByteSize() and limits == (None, None) and tensor.image is None:
             continue
         description = descriptions.get(spec.name) or metadata.inputs.add(name=spec.name)
         description.MergeFrom(words)
+        if tensor.image is not None:
+            description.image.CopyFrom(describe_image(tensor.image, spec))
         set_input_settings(description, spec, tensor)
 
 

@@ -28,6 +28,8 @@ class StartOptions:
     """The models that calls had loaded if models are loaded explicitly; None at the first start."""
     served_versions: Sequence[tuple[str, int]] | None = None
     """The versions that were served, for which alone the start waits; None at the first start."""
+    file_versions: int = -1
+    """Descriptor of the numbers of single files, which the worker inherits; -1: there are none."""
 
 
 class Command(Enum):

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from neurona_server.address import UNIX
+from neurona_server.config.options import Config
 from neurona_server.errors import ConfigError
 
 
@@ -15,18 +16,24 @@ class ReservedPorts:
     The workers that share them are replaced over time; the ports stay the server's.
     """
 
-    def __init__(self, addresses: str, *, shared: bool = False) -> None:
+    def __init__(
+        self, addresses: str, *, shared: bool = False, subject: str = "listen", advice: str = ""
+    ) -> None:
         """Bind the ports.
 
         Args:
             addresses: HOST:PORT, or several, separated by commas. Port 0: the system chooses. A
                 unix socket is left to the worker.
             shared: Allow other servers on the same ports.
+            subject: What the ports are for, for errors: "cannot listen on ...".
+            advice: What to do if one is in use, for the error.
 
         Raises:
             ConfigError: A port is in use, or an address is not of this machine.
         """
         self._sockets: list[socket.socket] = []
+        self._subject = subject
+        self._advice = advice
         try:
             self.addresses = ",".join(self._reserve(one, shared) for one in addresses.split(","))
         except BaseException:
@@ -48,9 +55,9 @@ class ReservedPorts:
         try:
             resolved = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise ConfigError(f"cannot listen on {address}: {error.strerror}") from error
+            raise ConfigError(f"cannot {self._subject} on {address}: {error.strerror}") from error
         except UnicodeError as error:  # the resolver takes no empty and no long labels
-            raise ConfigError(f"cannot listen on {address}: no host name") from error
+            raise ConfigError(f"cannot {self._subject} on {address}: no host name") from error
         for family, kind, _, _, socket_address in dict.fromkeys(resolved):
             try:
                 if port and not shared:
@@ -69,8 +76,28 @@ class ReservedPorts:
             except OSError as error:  # a name may resolve to addresses this machine does not have
                 failure = error
         if failure is not None and (not bound or _is_in_use(failure)):
-            raise ConfigError(f"cannot listen on {address}: {failure.strerror}") from failure
+            raise ConfigError(
+                f"cannot {self._subject} on {address}: {failure.strerror}"
+            ) from failure
         return f"{host}:{port}"
+
+
+def reserve_ports(config: Config) -> list[ReservedPorts]:
+    """Reserve the ports that the workers share: of gRPC, and of HTTP unless it is off.
+
+    Raises:
+        ConfigError: A port is in use, or an address is not of this machine.
+    """
+    ports = [ReservedPorts(config.address, shared=config.reuse_port)]
+    if config.http_address:
+        http = ReservedPorts(
+            config.http_address,
+            shared=config.reuse_port,
+            subject="serve HTTP",
+            advice=" (expected another http_address, or off)",
+        )
+        ports.append(http)
+    return ports
 
 
 def _bind(one: socket.socket, options: Sequence[int], address: Sequence[object], port: int) -> int:

@@ -24,17 +24,20 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from neurona_server.address import UNIX
 from neurona_server.config import sources
+from neurona_server.config.options import Config
+from neurona_server.config.parsers import OFF
 from neurona_server.errors import ConfigError
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.processes.channel import LoadedModels, Message, MetricsReport, StartOptions
 from neurona_server.processes.multiprocess_collector import MultiprocessCollector
-from neurona_server.processes.ports import ReservedPorts
+from neurona_server.processes.ports import reserve_ports
 from neurona_server.processes.quarantine import Quarantine
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.worker_handle import WorkerEvent, WorkerHandle
 from neurona_server.resources import MemoryKills, available_cpus
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.run_journal import ModelKey
-from neurona_server.web.server import MetricsServer
+from neurona_server.web.metrics_server import MetricsServer
 
 log = logging.getLogger("neurona_server.processes.supervisor")
 
@@ -392,6 +395,24 @@ def reap_orphans(children: Set[int]) -> None:
             os.waitpid(ended.si_pid, os.WNOHANG)
 
 
+def _serve_metrics(
+    config: Config, registry: CollectorRegistry, collector: MultiprocessCollector
+) -> Callable[[], None]:
+    if not (address := config.metrics_address):
+        return lambda: None
+    server = MetricsServer(address, registry, collector.state, hosts=config.metrics_hosts)
+    log.info("metrics on http://%s:%d/", address.rpartition(":")[0], server.port)
+    return server.close
+
+
+def report_addresses(config: Config, grpc: str, http: str) -> None:
+    """Log where the server serves. A single worker logs the addresses of its transports itself."""
+    if config.processes > 1:
+        log.info("serving gRPC on %s with %d processes", grpc, config.processes)
+        if http != OFF:
+            log.info("serving HTTP on %s with %d processes", http, config.processes)
+
+
 def main() -> int:
     options = sys.argv[1:]
     logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # neurona-serve has warned
@@ -399,18 +420,18 @@ def main() -> int:
         config = sources.load(options, os.environ)
         sources.check_processes(config)
         logs.set_up(config.log_format, config.log_level, starts_processes=True)
-        ports = ReservedPorts(config.address, shared=config.reuse_port)
+        ports = reserve_ports(config)
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         collector = MultiprocessCollector(config.processes)
         registry.register(collector)
-        metrics_server = MetricsServer(
-            config.metrics_address, registry, collector.state, hosts=config.metrics_hosts
-        )
+        close_metrics = _serve_metrics(config, registry, collector)
     except ConfigError as error:
         logs.report_fatal(error)
         return 1
 
+    grpc_addresses, http_address, *_ = [*(one.addresses for one in ports), OFF]
+    file_versions = FileVersions.create_shared()
     quarantine = Quarantine()
     memory_kills = MemoryKills()
     loaded_models: list[LoadedModels] = []  # the newest message, or none yet
@@ -429,11 +450,12 @@ def main() -> int:
 
         worker = WorkerHandle(
             number,
-            [str(config.processes), ports.addresses, *options],
+            [str(config.processes), grpc_addresses, http_address, *options],
             StartOptions(
                 quarantine.reasons,
                 loaded_models[0].requested if loaded_models else None,
                 loaded_models[0].served if loaded_models else None,
+                file_versions.descriptor,
             ),
             memory_kills,
             forward,
@@ -464,13 +486,12 @@ def main() -> int:
         supervisor.stop()
 
     threading.Thread(target=stop_at_signal, name="stopping", daemon=True).start()
-    if config.processes > 1:
-        log.info("serving gRPC on %s with %d processes", ports.addresses, config.processes)
-    host = config.metrics_address.rpartition(":")[0]
-    log.info("metrics on http://%s:%d/", host, metrics_server.port)
+    report_addresses(config, grpc_addresses, http_address)
     status = supervisor.run()
-    metrics_server.close()
-    ports.close()
+    close_metrics()
+    file_versions.close()
+    for one in ports:
+        one.close()
     log.info("stopped")
     return status
 

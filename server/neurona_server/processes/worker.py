@@ -19,9 +19,10 @@ from msgspec.structs import replace
 from neurona_server.app import App, Supervision, exit_status
 from neurona_server.config import sources
 from neurona_server.config.options import Config
-from neurona_server.config.parsers import Addresses
+from neurona_server.config.parsers import Addresses, OptionalWebAddress
 from neurona_server.errors import ConfigError, LoadError
 from neurona_server.models.load_check.load_marks import withdraw_marks
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.processes.channel import (
     Channel,
     Command,
@@ -33,6 +34,7 @@ from neurona_server.processes.channel import (
 from neurona_server.processes.signals import StopSignals
 from neurona_server.processes.snapshot import take_snapshot
 from neurona_server.resources import bound_heap_fragments
+from neurona_server.start_text import print_start_text
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.run_journal import RunJournal
 from neurona_server.web import endpoints
@@ -52,14 +54,14 @@ REPORT_COST = 0.01
 
 def main() -> int:
     bound_heap_fragments()
-    descriptor, journal_descriptor, stacks, number, processes, addresses = sys.argv[1:7]
+    descriptor, journal_descriptor, stacks, number, processes, *addresses = sys.argv[1:8]
     channel = Channel.inherited(int(descriptor))
     journal = RunJournal(int(journal_descriptor), int(stacks))
     signals = StopSignals()
     signals.before_exit = withdraw_marks
     process = int(number) if int(processes) > 1 else None
     try:
-        config = _load_config(sys.argv[7:], int(processes), addresses)
+        config = _load_config(sys.argv[8:], int(processes), *addresses)
         logs.set_up(config.log_format, config.log_level, process)
         journal.write_stacks_at_crash()  # not to standard error, as `logs` has it
         start = channel.receive()
@@ -71,6 +73,7 @@ def main() -> int:
             start.quarantine,
             start.requested_models,
             start.served_versions,
+            FileVersions(start.file_versions),
             request_replacement=lambda: channel.send(WorkerState.DEVICES_LOST),
         )
         app = App(config, supervision)
@@ -85,6 +88,8 @@ def main() -> int:
             ).start()
         app.start()
         signals.mark_serving()
+        if number == "0" and start.served_versions is None:  # the first of the first start
+            print_start_text(app.start_text(), config.log_format)
     except (ConfigError, LoadError) as error:
         logs.report_fatal(error)
         return 1
@@ -128,14 +133,21 @@ class Reporter:
             pause = max(REPORT_SECONDS, (time.thread_time() - started) / REPORT_COST)
 
 
-def _load_config(options: Sequence[str], processes: int, addresses: str) -> Config:
+def _load_config(
+    options: Sequence[str], processes: int, addresses: str, http_address: str
+) -> Config:
     """Load the options again, because their file may have changed since the supervisor started.
 
     The number of processes and the addresses stay the supervisor's.
     """
     logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # the supervisor has warned
     config = sources.load(options, os.environ)
-    config = replace(config, processes=processes, address=Addresses(addresses))
+    config = replace(
+        config,
+        processes=processes,
+        address=Addresses(addresses),
+        http_address=OptionalWebAddress.parse(http_address),
+    )
     sources.check_processes(config)
     return config
 

@@ -102,12 +102,13 @@ class WorkerHandle:
         self._channel, theirs = Channel.pair()
         with theirs:
             inherited = [theirs.fileno(), *self._journal.descriptors]
+            shared = [] if start_options.file_versions < 0 else [start_options.file_versions]
             command = [*python_command("processes.worker"), *map(str, inherited), str(number)]
             try:
                 # In a session of its own: a terminal's Ctrl-C reaches the supervisor alone.
                 self._process = subprocess.Popen(  # noqa: S603  our own command
                     [*command, *arguments],
-                    pass_fds=inherited,
+                    pass_fds=[*inherited, *shared],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )

@@ -19,9 +19,11 @@ from neurona_server.errors import (
     NeuronaError,
     UnavailableError,
 )
+from neurona_server.models.encoded_images import explain_strings
 from neurona_server.models.model import Model
 from neurona_server.models.signature import TensorType
 from neurona_server.rpc.call import RequestIdentity, cancellation_error, log_fields_of
+from neurona_server.rpc.image_requests import EncodedRequest, ImageRequest, find_encoded
 from neurona_server.rpc.limits import Limits
 from neurona_server.rpc.worker_pool import WorkerPool
 from neurona_server.telemetry.metrics import Metrics
@@ -98,7 +100,8 @@ class ParsedRequest(NamedTuple):
     """
 
     input_types: Mapping[str, TensorType]
-    decode: Callable[[], Inputs]
+    decode: Callable[..., Inputs]
+    """Takes, as its only argument, the names of inputs that are to be arrays of bytes."""
     response_writer: ResponseWriter
     deadline: float
     priority: Priority
@@ -257,24 +260,29 @@ def submit(
     try:
         model = resolve()
         parsed = read(model)
+        types, encoded = parsed.input_types, None
         try:
-            rows = model.signature.check(parsed.input_types)
+            rows = model.signature.check(types)
         except InvalidArgumentError as mismatch:
-            raise parsed.explain(mismatch) from None
+            # Only here, so that requests of arrays pay nothing for images.
+            encoded = None if parsed.session else find_encoded(model.images, types)
+            if encoded is None:
+                raise explain_strings(types, model.signature, parsed.explain(mismatch)) from None
+        if encoded is not None:
+            types = encoded.types
+            rows = model.signature.check(types)
         parsed.limits.check_rows(rows)
         if parsed.session is not None:
-            parsed.session.check_rows(parsed.input_types)
-        accepted = AcceptedRequest(
-            model,
-            rows,
-            model.signature.group(parsed.input_types),
-            parsed.response_writer,
-            parsed.priority,
-        )
+            parsed.session.check_rows(types)
+        group = model.signature.group(types)
+        accepted = AcceptedRequest(model, rows, group, parsed.response_writer, parsed.priority)
         retry = partial(submit, metrics, resolve, read, responder, workers, max_retries - 1)
         prepared = _DecodableRequest(
             accepted, parsed, responder, workers, started, resolve if max_retries else None, retry
         )
+        if encoded is not None:
+            prepared.decode_images(encoded)
+            return accepted
         if parsed.is_slow():
             cancellations: list[None] = []  # which hold nothing of the message
             responder.on_cancel(partial(cancellations.append, None))
@@ -331,6 +339,44 @@ class _DecodableRequest:
         submission = self.send(inputs, None)
         if cancellations:  # meanwhile, and maybe before the submission could learn it
             cancel(submission)
+
+    def decode_images(self, encoded: EncodedRequest) -> None:
+        """Decode the images in threads of their own, and submit the request then.
+
+        Raises:
+            InvalidArgumentError: The rows would be too large.
+            QueueFullError: Too much is being decoded.
+        """
+        accepted, parsed, responder = self._accepted, self._parsed, self._responder
+        model, max_bytes = accepted.model, accepted.model.batcher.policy.max_queue_bytes
+        encoded.check_size(max_bytes)
+        cancellations: list[None] = []  # which hold nothing of the message
+
+        def deliver(inputs: Inputs) -> None:
+            types = {
+                name: (dtype, inputs[name].shape) for name, (dtype, _) in encoded.types.items()
+            }
+            model.signature.check(types)
+            nbytes = max(parsed.nbytes, sum(array.nbytes for array in inputs.values()))
+            self._accepted = accepted._replace(group=model.signature.group(types))
+            self._parsed = parsed._replace(nbytes=nbytes)
+            submission = self.send(inputs, None)
+            if cancellations:  # meanwhile, and maybe before the submission could learn it
+                cancel(submission)
+
+        job = ImageRequest(
+            encoded,
+            parsed.decode,
+            parsed.nbytes,
+            parsed.deadline,
+            max_bytes,
+            self._workers.images,
+            cancellations,
+            deliver,
+            lambda error: _fail(model, error, responder, self._started),
+        )
+        responder.on_cancel(partial(cancellations.append, None))
+        self._workers.images.submit(job)
 
     def send(self, inputs: Inputs, defer: Defer | None) -> Submission:
         """Submit the request with its inputs."""

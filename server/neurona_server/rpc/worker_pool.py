@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from neurona_server.errors import QueueFullError
+from neurona_server.rpc.image_workers import ImageWorkers
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,10 @@ RETRY_AFTER = 0.1
 class WorkerPool:
     """Runs tasks in a few threads, in the order of their submission."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: ImageWorkers | None = None) -> None:
+        self.images = images or ImageWorkers()
+        """Other threads, for encoded images."""
+
         self._executor = ThreadPoolExecutor(THREADS, "request-worker")
         # Now, not when there is a task: a system without threads would lose that.
         started = threading.Barrier(THREADS + 1)
@@ -52,6 +56,10 @@ class WorkerPool:
                 )
             self._bytes += nbytes
         self._executor.submit(self._run, task, nbytes)
+
+    def close(self) -> None:
+        """End the threads, once the tasks that were submitted have run; accept no more of them."""
+        self._executor.shutdown()
 
     def _run(self, task: Callable[[], None], nbytes: int) -> None:
         try:

@@ -82,6 +82,7 @@ class Acceptor:
         handle: Callable[[socket.socket], None],
         has_room: Callable[[], bool],
         end_overdue: Callable[[], object],
+        subject: str,
     ) -> None:
         """Prepare to accept; `start` begins.
 
@@ -91,12 +92,14 @@ class Acceptor:
             handle: Called with each connection.
             has_room: Whether one more connection may be accepted now; others wait in the kernel.
             end_overdue: Called to end a connection, because the last descriptor is in use.
+            subject: What is served, for the log.
         """
         self._listener = listener
         self._reserve = reserve
         self._handle = handle
         self._has_room = has_room
         self._end_overdue = end_overdue
+        self._subject = subject
         self._retry: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -124,7 +127,9 @@ class Acceptor:
             except OSError as error:
                 if error.errno in _NO_DESCRIPTORS and self._reserve.give_up():
                     continue
-                log.warning("cannot accept a connection to the metrics port: %s", error.strerror)
+                log.warning(
+                    "cannot accept a connection to the %s port: %s", self._subject, error.strerror
+                )
                 self._end_overdue()
                 self._pause()
                 return

@@ -15,10 +15,11 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from neurona_server.web.acceptor import DescriptorReserve
-from neurona_server.web.http import (
+from neurona_server.web.messages import (
+    MAX_QUERY_FIELDS,
     HttpRequest,
     HttpResponse,
-    accepts_gzip,
+    accepts_encoding,
     error_response,
     prefers_openmetrics,
 )
@@ -100,9 +101,13 @@ class Endpoints:
         return HttpResponse(status, f"{state}\n".encode())
 
     async def _answer_metrics(self, request: HttpRequest) -> HttpResponse:
-        names = frozenset(request.query.get("name[]", [])[:MAX_NAMES])
+        try:
+            names = frozenset(request.query.get("name[]", [])[:MAX_NAMES])
+        except ValueError:
+            text = f"query too long (expected at most {MAX_QUERY_FIELDS} fields)"
+            return error_response(HTTPStatus.BAD_REQUEST, text)
         open_metrics = prefers_openmetrics(request.headers.get("accept", ""))
-        compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
+        compressed = accepts_encoding(request.headers.get("accept-encoding", ""), "gzip")
 
         def render() -> RenderedPage:
             source = self._select_samples(names) if names else self._registry

@@ -8,7 +8,7 @@ from support.fake_nvml import FakeNvml
 
 from neurona_server.telemetry.collectors import GpuCollector, VersionInfo
 from neurona_server.telemetry.metrics import Metrics
-from neurona_server.web.server import MetricsServer
+from neurona_server.web.metrics_server import MetricsServer
 
 HOSTILE = (
     '<img src=x onerror="window.broken=1">',

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from neurona_server.config.options import Config, list_options
-from neurona_server.config.sources import check_processes, load
+from neurona_server.config.sources import check_processes, from_values, load
 from neurona_server.errors import ConfigError
 
 REPOSITORY = ["--repository", "models"]
@@ -39,10 +39,43 @@ def test_an_empty_variable_counts_as_not_set():
     assert load(REPOSITORY, empty).max_batch_rows == 3
 
 
+def test_options_that_a_program_gives_are_checked_as_flags_are():
+    config = from_values(
+        {"repository": [Path("a"), "b"], "max_batch_rows": 3, "spinning": True, "devices": "0"}
+    )
+    flags = ["--repository", "a", "--repository", "b", "--max-batch-rows", "3"]
+    assert config == load([*flags, "--spinning", "true", "--devices", "0"], {})
+    assert from_values({"model": ("m=r",), "max_delay_ms": 1.5}).model == (("m", Path("r")),)
+    for values, message in (
+        ({"max_batch_row": 3}, r"unknown option 'max_batch_row'; did you mean 'max_batch_rows'\?"),
+        ({"max_batch_rows": 0}, "option max_batch_rows is 0"),
+        ({"max_batch_rows": None}, "option max_batch_rows is None"),
+        ({"max_batch_rows": b"1"}, "option max_batch_rows is"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            from_values(values)
+
+
 def test_several_repositories():
     both = (Path("a"), Path("b"))
     assert load(["--repository", "a", "--repository", "b"], {}).repository == both
     assert load([], {"NEURONA_REPOSITORY": "a:b"}).repository == both
+
+
+def test_files_are_named_without_a_flag_and_anywhere():
+    config = load(["a.onnx", "--threads", "2", "b"], {})
+    assert (config.files, config.threads) == ((Path("a.onnx"), Path("b")), 2)
+    assert load([], {"NEURONA_FILES": "a.onnx:b", "NEURONA_THREADS": "2"}) == config
+    Path("neurona.toml").write_text('files = ["a.onnx", "b"]\nthreads = 2\n')
+    assert load([], {}) == config
+    assert load(["c"], {}).files == (Path("c"),)
+
+
+def test_without_a_name_the_folder_models_is_served():
+    Path("models").mkdir()
+    assert load([], {}).files == (Path("models"),)
+    assert load(["a.onnx"], {}).files == (Path("a.onnx"),)
+    assert not load(REPOSITORY, {}).files
 
 
 def test_single_models_need_no_repository():
@@ -58,6 +91,8 @@ def test_every_option_can_be_set_in_every_source():
         "repository": "r",
         "address": "[::1]:1",
         "metrics_address": "h:2",
+        "http_address": "h:3",
+        "playground": "false",
         "log_level": "debug",
         "log_format": "json",
         "traces_endpoint": "http://collector:4317",
@@ -85,6 +120,7 @@ def test_every_option_can_be_set_in_every_source():
         "reuse_port": "true",
         "supervise": "true",
         "max_metadata_bytes": "7000",
+        "max_image_pixels": "1000000",
         "model": "m=r",
     }
     texts |= {option.name: "7" for option in list_options() if option.name not in texts}
@@ -97,13 +133,18 @@ def test_every_option_can_be_set_in_every_source():
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        ([], {}, "no models: name their folder with"),
+        ([], {}, "no models: name an ONNX file or a folder with some, as in 'neurona-serve model"),
         ([*REPOSITORY, "--address", "8001"], {}, r"address is '8001' \(expected HOST:PORT"),
         ([*REPOSITORY, "--address", "::1:1"], {}, r"expected HOST:PORT or \[IPV6\]:PORT or unix"),
         ([*REPOSITORY, "--address", "[::1:1"], {}, r"address is .* \(expected HOST:PORT"),
         ([*REPOSITORY, "--address", "[h]:1"], {}, r"address is .* \(expected HOST:PORT"),
         ([*REPOSITORY, "--address", "unix:"], {}, r"address is 'unix:' \(expected HOST:PORT"),
         ([*REPOSITORY, "--metrics-address", "unix:/x"], {}, "metrics_address is 'unix:/x'"),
+        (
+            [*REPOSITORY, "--metrics-address", "none"],
+            {},
+            r"metrics_address is 'none' \(expected HOST:PORT or \[IPV6\]:PORT, or off\)",
+        ),
         ([*REPOSITORY, "--address", "h:99999"], {}, r"address is 'h:99999' \(expected HOST:PORT"),
         (
             [*REPOSITORY, "--max-batch-rows", "0"],

@@ -15,10 +15,9 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.registry import Collector
 
 from neurona_server.web import acceptor, renders
-from neurona_server.web import server as web_server
 from neurona_server.web.acceptor import DescriptorReserve
+from neurona_server.web.metrics_server import MetricsServer
 from neurona_server.web.renders import SharedRenders, TooManyRendersError
-from neurona_server.web.server import MetricsServer
 
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -70,7 +69,7 @@ def test_pages_of_readers_who_have_left_are_not_rendered(server, registry, wait_
             with connect(server) as one:
                 accept = b"gzip" if number % 2 else b"identity"
                 one.sendall(METRICS[:-2] + b"Accept-Encoding: " + accept + b"\r\n\r\n")
-        wait_until(lambda: len(server._connections) == 1)
+        wait_until(lambda: server.connection_count == 1)
         assert get(server, "/healthz") == b"SERVING\n"
         blocking.resume.set()
         assert first.recv(1 << 16)
@@ -104,12 +103,12 @@ def test_a_crowd_of_readers_who_leave_shuts_nobody_out(server, registry):
 
 
 def test_slow_readers_make_room_for_others(server, registry, monkeypatch):
-    monkeypatch.setattr(web_server, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(server.limits, "crowd_send_seconds", 0.1)
     gauge = Gauge("g", "Large.", ["of"], registry=registry)
     for number in range(500):
         gauge.labels(f"{number} {'x' * 20_000}")
     with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(connect(server)) for _ in range(web_server.MAX_CONNECTIONS)]
+        slow = [stack.enter_context(connect(server)) for _ in range(server.limits.max_connections)]
         for one in slow:
             one.sendall(METRICS)
             with contextlib.suppress(ConnectionResetError):  # after SEND_SECONDS
@@ -129,7 +128,7 @@ def test_too_many_different_pages_are_refused(server, registry):
     for one in connections[-2:]:
         answer = b"".join(iter(lambda one=one: one.recv(1 << 16), b""))
         assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b"\r\nRetry-After: 1\r\n" in answer
+        assert b"\r\nretry-after: 1\r\n" in answer
     whole = threading.Thread(target=get, args=[server, "/metrics"])  # which is not refused
     whole.start()
     blocking.resume.set()
@@ -200,7 +199,7 @@ def test_the_port_is_served_without_file_descriptors(server, registry, no_descri
 
 
 def test_idle_connections_do_not_keep_the_last_descriptors(server, no_descriptors, monkeypatch):
-    monkeypatch.setattr(web_server, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(server.limits, "crowd_head_seconds", 0.05)
     count = acceptor.SPARE_DESCRIPTORS + 5
     sockets = [socket.socket() for _ in range(count)]
     no_descriptors()

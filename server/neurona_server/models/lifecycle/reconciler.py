@@ -211,6 +211,18 @@ class Reconciler:
                 for problem in versions.problems()
             ]
 
+    def start_all(self) -> list[str]:
+        """Load all models of the repository as `start` does, also those that calls load.
+
+        Returns:
+            One line for each version that cannot be loaded.
+
+        Raises:
+            LoadError: The repository cannot be read.
+        """
+        folders = self._repository.scan()
+        return self.start([name for name, folder in folders.items() if folder.versions])
+
     def _is_start_pending(self, awaited: Collection[tuple[str, int]] | None) -> bool:
         loading = {name: one.loading_numbers for name, one in self._models.items() if one.loading}
         has_models = any(versions.has_models for versions in self._models.values())

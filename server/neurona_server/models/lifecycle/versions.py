@@ -28,6 +28,7 @@ from neurona_server.models.repository.unusable import (
 )
 
 FILES_REMOVED = "its files are missing in the repository; the loaded version keeps serving"
+FILE_REPLACED = "its file was replaced; it serves until the next version does"
 
 Identity = tuple[Fingerprint, ModelSettings]
 """What a model is loaded from: its files and settings, except the settings for routing."""
@@ -307,11 +308,14 @@ class VersionSet:
         on_disk = self._folder is not None and number in self._folder.versions
         problem = self._folder.problem if self._folder else ""
         if record.model:
+            replaced = (
+                self._folder is not None
+                and self._folder.single_file
+                and bool(self._folder.versions)
+            )
+            missing = FILE_REPLACED if replaced else FILES_REMOVED
             reason = (
-                record.reason
-                or problem
-                or record.model.lost_reason
-                or ("" if on_disk else FILES_REMOVED)
+                record.reason or problem or record.model.lost_reason or ("" if on_disk else missing)
             )
             return ModelVersion(record.model, reason)
         if record.loading_identity:

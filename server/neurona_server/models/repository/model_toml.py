@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from neurona_protos.prediction_pb2 import Task
-from neurona_server.errors import LoadError, close_match
+from neurona_server.errors import LoadError, close_match, printable
 from neurona_server.models.onnx.provider_options import (
     ProviderOptionError,
     ProviderOptions,
@@ -20,6 +20,7 @@ from neurona_server.models.repository.folder_files import read_labels, read_text
 from neurona_server.models.repository.settings import (
     LATEST,
     MODEL_TOML,
+    ImageSettings,
     ModelSettings,
     TensorSettings,
     Traffic,
@@ -70,6 +71,15 @@ _Provider = Literal["cuda", "cpu", "tensorrt", "nvtensorrtrtx", "openvino"]
 _Text = Annotated[str, Meta(min_length=1)]
 _Milliseconds = Annotated[float, Meta(ge=0, le=1e8, description="milliseconds from 0 to 100000000")]
 _Seconds = Annotated[float, Meta(ge=0, le=1e6, description="seconds from 0 to 1000000")]
+_Pixels = Annotated[int, Meta(ge=1, le=2**16)]
+_ChannelNumbers = Annotated[
+    tuple[float, ...],
+    Meta(
+        min_length=1,
+        max_length=3,
+        description="a list of one number, or one for each of 3 channels",
+    ),
+]
 _PositiveInt = Annotated[int, Meta(ge=1, le=_MAX_INT32)]
 _AxisName = Annotated[str, Meta(description='a name, or "" for an axis without one')]
 _AxisNames = Annotated[
@@ -94,12 +104,34 @@ class _ValueTable(_Table, frozen=True):
     unit: _Text = ""
 
 
+class _ImageTable(_Table, frozen=True):
+    layout: Literal["hw", "chw", "hwc"] | None = None
+    colours: Literal["grey", "rgb", "bgr"] | None = None
+    width: _Pixels = 0
+    height: _Pixels = 0
+    resize: Literal["fit", "stretch", "shorter-side"] | None = None
+    filter: Literal["box", "bilinear", "bicubic"] | None = None
+    shorter_side: _Pixels = 0
+    inversion: Literal["never", "always", "bright-border"] | None = None
+    range: Annotated[
+        tuple[float, ...],
+        Meta(
+            min_length=2,
+            max_length=2,
+            description="two numbers: the values of black and of white, like [0, 1]",
+        ),
+    ] = (0.0, 255.0)
+    mean: _ChannelNumbers = ()
+    std: _ChannelNumbers = ()
+
+
 class _InputTable(_Table, frozen=True):
     axes: _AxisNames = ()
     description: _Text = ""
     unit: _Text = ""
     allow_nan: bool | None = None
     allow_unknown: bool | None = None
+    image: _ImageTable | None = None
 
 
 class _OutputTable(_Table, frozen=True):
@@ -149,8 +181,21 @@ class ModelToml(_Table, frozen=True):
     provider_options: dict[str, dict[str, Any]] = {}
 
 
-def read_model_toml(folder: Path) -> ModelSettings:
-    """Read the model.toml in a model's folder.
+def find_labels_file(folder: Path, name: str) -> str:
+    """Return the name of the file of labels that a file of settings has, "" if it names none."""
+    try:
+        labels = tomllib.loads(read_text(folder, name)).get("labels_file", "")
+    except (LoadError, ValueError, RecursionError):
+        return ""
+    return labels if isinstance(labels, str) and "\0" not in labels else ""
+
+
+def read_model_toml(folder: Path, name: str = MODEL_TOML) -> ModelSettings:
+    """Read the model.toml in a model's folder, or a file like it.
+
+    Args:
+        folder: Where it is, and the files that it names.
+        name: Its name.
 
     Raises:
         LoadError: The file cannot be read or is invalid; the message is one line that begins
@@ -158,14 +203,14 @@ def read_model_toml(folder: Path) -> ModelSettings:
     """
     try:
         try:
-            values = tomllib.loads(read_text(folder, MODEL_TOML))
+            values = tomllib.loads(read_text(folder, name))
         except ValueError as error:
             raise LoadError(f"invalid TOML: {error}") from error
         except RecursionError as error:
             raise LoadError("invalid TOML: too many levels") from error
         return _to_settings(folder, convert(values, ModelToml, "", LoadError))
     except LoadError as error:
-        raise LoadError(f"{MODEL_TOML}: {error}") from error
+        raise LoadError(f"{printable(name)}: {error}") from error
 
 
 def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
@@ -188,6 +233,7 @@ def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
                 tensor.unit,
                 tensor.allow_nan,
                 tensor.allow_unknown,
+                None if tensor.image is None else _image(tensor.image),
             )
             for name, tensor in table.inputs.items()
         },
@@ -209,6 +255,22 @@ def _to_settings(folder: Path, table: ModelToml) -> ModelSettings:
         providers=table.providers,
         devices=None if table.devices is None else str(table.devices),
         provider_options=_provider_options(table.provider_options),
+    )
+
+
+def _image(table: _ImageTable) -> ImageSettings:
+    return ImageSettings(
+        layout=table.layout or "",
+        colours=table.colours or "",
+        width=table.width,
+        height=table.height,
+        resize=table.resize or "",
+        filter=table.filter or "",
+        shorter_side=table.shorter_side,
+        inversion=table.inversion or "",
+        range=table.range,
+        mean=table.mean,
+        std=table.std,
     )
 
 

@@ -4,6 +4,9 @@ The model file of a version is <root>/<name>/<version>/model.onnx. The file may 
 it is the only one that ends in .onnx, or if the model's settings name it; it may be in a folder
 called model.onnx, together with its external data; and without a version it is in <root>/<name>/
 itself, as version 1. What is meant to be a model or a version and cannot be served has a reason.
+Files and folders that need no such layout are read by `single_files`.
+
+It is one file since all that is found, wherever it is, becomes models under one set of names.
 """
 
 import logging
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from neurona_server.errors import LoadError, NotLoadedError, quoted
+from neurona_server.models.repository.file_versions import FileVersions
 from neurona_server.models.repository.listing import (
     Fingerprint,
     Kind,
@@ -25,6 +29,14 @@ from neurona_server.models.repository.listing import (
 )
 from neurona_server.models.repository.model_toml import read_model_toml
 from neurona_server.models.repository.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
+from neurona_server.models.repository.single_files import (
+    GivenKind,
+    SingleFile,
+    SingleFileReader,
+    is_onnx_file,
+    kind_of_given,
+    name_of_given,
+)
 from neurona_server.models.repository.triton_config import read_triton_config
 from neurona_server.models.repository.unusable import (
     MODEL_FILE,
@@ -44,6 +56,7 @@ from neurona_server.models.repository.unusable import (
     notes_beside,
     state_of,
 )
+from neurona_server.telemetry.run_journal import files_digest
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +108,9 @@ class ModelFolder:
     notes: tuple[str, ...] = ()
     """What its owner may have meant otherwise, for the log."""
 
+    single_file: bool = False
+    """Whether it is a file without a folder, whose newest version alone is on disk."""
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing in it is meant to be served."""
@@ -105,23 +121,43 @@ class ModelFolder:
         return ModelSource(self.name, version, files.path, self.settings, files.fingerprint)
 
 
+@dataclass
+class _Given:
+    """What the files and folders that were named to be served are, at one scan."""
+
+    roots: list[Path] = field(default_factory=list)
+    models: dict[str, Path] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+
 class Repository:
     """Folders of models, scanned again and again by any thread.
 
     The settings of a model are read again only when its files have changed.
     """
 
-    def __init__(self, roots: Sequence[Path], single_models: Sequence[tuple[str, Path]] = ()):
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        single_models: Sequence[tuple[str, Path]] = (),
+        given: Sequence[Path] = (),
+        file_versions: FileVersions | None = None,
+    ):
         """Name the folders to scan, without reading them.
 
         Args:
             roots: Folders of models.
             single_models: Folders that are one model each, with the name of the model.
+            given: Files and folders that are served as what they are.
+            file_versions: Numbers the versions of files without folders of versions.
 
         Raises:
             LoadError: A name is invalid or used twice.
         """
-        self.roots = tuple(dict.fromkeys(roots))
+        self._roots = tuple(dict.fromkeys(roots))
+        self._given = tuple(dict.fromkeys(given))
+        self._file_versions = file_versions or FileVersions()
+        self._single_files = SingleFileReader()
         self._single_models = dict(single_models)
         if invalid := [name for name in self._single_models if not MODEL_NAME.fullmatch(name)]:
             raise LoadError(f"invalid model name {quoted(invalid[0])}")
@@ -138,20 +174,21 @@ class Repository:
 
         A file or folder that is meant to be a model and cannot be one has a folder here, too,
         without versions and with the reason; its name is made printable. A name that is in two
-        roots has a problem.
+        roots has a problem. Files count as complete, since they are loaded at once.
 
         Raises:
             LoadError: A root cannot be read.
         """
         with self._scanning:
-            return self._scan()
+            return self._scan(complete=True)
 
     def scan_or_keep(self) -> dict[str, ModelFolder] | None:
         """Return what `scan` returns, or None when a root cannot be read, which is logged once."""
         problem = ""
         folders = None
         try:
-            folders = self.scan()
+            with self._scanning:
+                folders = self._scan(complete=False)
         except LoadError as error:
             problem = str(error)
         except Exception:  # the loaded models keep serving, whatever is on the disk
@@ -181,28 +218,49 @@ class Repository:
         None if the repository has no such model.
         """
         with self._scanning:
-            places = [(root, root / name) for root in self.roots if (root / name).is_dir()]
-            if name in self._single_models:
-                places.append((self._single_models[name], self._single_models[name]))
+            given = self._sort_given()
+            roots, models = [*self._roots, *given.roots], self._single_models | given.models
+            places = [(root, root / name) for root in roots if (root / name).is_dir()]
+            if name in models:
+                places.append((models[name], models[name]))
             if len(places) > 1:
                 used = [
                     one for one in places if not self._scan_folder(one[0], name, one[1]).is_empty
                 ]
                 places = used or places[:1]
-            if len(places) != 1:  # none, or a duplicate, which has a problem
-                return self._scan().get(name)
+            if len(places) != 1:  # none, a file, or a duplicate, which has a problem
+                folder = self._scan(complete=True).get(name)
+                if folder is None or not folder.single_file or folder.problem:
+                    return folder
+                path = next(iter(folder.versions.values())).path.parent
+                settings, problem = _settings_from(path, config)
+                return replace(folder, settings=settings, problem=problem)
             root, path = places[0]
-            try:
-                settings, problem = read_triton_config(path, config), ""
-            except LoadError as error:
-                settings, problem = ModelSettings(), str(error)
-            return self._scan_folder(root, name, path, (settings, problem))
+            return self._scan_folder(root, name, path, _settings_from(path, config))
 
-    def _scan(self) -> dict[str, ModelFolder]:
+    def _sort_given(self) -> "_Given":
+        """Sort the files and folders that are served as they are by what they are now."""
+        given = _Given()
+        for path in self._given:
+            kind = kind_of_given(path)
+            if kind is GivenKind.REPOSITORY:
+                given.roots += [] if path in self._roots else [path]
+            elif kind is GivenKind.MODEL_FOLDER:
+                given.models[name_of_given(path)] = path
+            else:
+                given.files.append(path)
+        return given
+
+    def _scan(self, *, complete: bool) -> dict[str, ModelFolder]:
+        """Scan everything; `complete` if no file can still be being written."""
         folders: dict[str, ModelFolder] = {}
         root_of: dict[str, Path] = {}
-        for number, root in enumerate(self.roots, 1):
-            for name, folder in self._scan_root(root).items():
+        given = self._sort_given()
+        roots = [*self._roots, *given.roots]
+        files: list[tuple[Path, Path | None]] = [(path, None) for path in given.files]
+        for number, root in enumerate(roots, 1):
+            loose = files if root in given.roots else None
+            for name, folder in self._scan_root(root, loose).items():
                 other = folders.get(name)
                 if other is None or other.is_empty:
                     folders[name], root_of[name] = folder, root
@@ -211,19 +269,69 @@ class Repository:
                     folders[name] = replace(other, notes=(*other.notes, note))
                 else:
                     # Numbers, not paths: clients see the message.
-                    first = self.roots.index(root_of[name]) + 1
+                    first = roots.index(root_of[name]) + 1
                     problem = f"duplicate model: it is in repositories {first} and {number}"
                     folders[name] = replace(other, problem=problem)
-        for name, path in self._single_models.items():
+        models = self._single_models | given.models
+        for name, path in models.items():
             folder = self._scan_folder(path, name, path)
             if name in root_of:
                 folder = replace(folder, problem="duplicate model: it is in a repository, too")
             folders[name] = folder
-        paths = {root / name for name, root in root_of.items()} | set(self._single_models.values())
+        for name, folder in self._scan_files(files, complete=complete).items():
+            other = folders.get(name)
+            if other is not None and not other.is_empty:
+                problem = f"duplicate model: there is a folder {name!r}, too"
+                folders[name] = replace(other, problem=problem)
+            else:
+                folders[name] = folder
+        paths = {root / name for name, root in root_of.items()} | set(models.values())
         self._settings = {path: entry for path, entry in self._settings.items() if path in paths}
         return dict(sorted(folders.items()))
 
-    def _scan_root(self, root: Path) -> dict[str, ModelFolder]:
+    def _scan_files(
+        self, files: Sequence[tuple[Path, Path | None]], *, complete: bool
+    ) -> dict[str, ModelFolder]:
+        """Return the models that are single files.
+
+        Args:
+            files: Each file, and the folder that links must not leave; None for one that was named.
+            complete: See `_scan`.
+        """
+        folders: dict[str, ModelFolder] = {}
+        if not files:
+            return folders
+        # Inside the lock, or another process might have seen a newer state already.
+        with self._file_versions.locked():
+            for path, root in files:
+                name = name_of_given(path)
+                file = self._single_files.read(path)
+                folder = self._scan_file(name, file, root, complete=complete)
+                if name in folders:
+                    problem = "duplicate model: two files have this name"
+                    folder = replace(folders[name], problem=problem)
+                folders[name] = folder
+        self._single_files.forget_others([path for path, _ in files])
+        return folders
+
+    def _scan_file(
+        self, name: str, file: SingleFile, root: Path | None, *, complete: bool
+    ) -> ModelFolder:
+        settings, problem = self._single_files.read_settings(file)
+        if root is not None and not problem:
+            problem = _leaving_link(root, [file.path])
+        if not file.fingerprint:
+            unusable = {WHOLE_FOLDER: Unusable(file.problem)}
+            return ModelFolder(name, {}, settings, problem, unusable, single_file=True)
+        digest = files_digest(file.fingerprint)
+        number = self._file_versions.number(name, digest, complete=complete)
+        versions = {number: VersionFiles(file.path, file.fingerprint)}
+        return ModelFolder(name, versions, settings, problem, single_file=True)
+
+    def _scan_root(
+        self, root: Path, loose_files: list[tuple[Path, Path | None]] | None
+    ) -> dict[str, ModelFolder]:
+        """Scan a folder of models; with a list of loose files, add those that are models to it."""
         try:
             kinds = list_kinds(root)
             status = root.stat()
@@ -234,6 +342,10 @@ class Repository:
         for name, kind in kinds.items():
             if is_hidden(name):
                 continue
+            if loose_files is not None and kind is Kind.FILE:
+                if is_onnx_file(name):
+                    loose_files.append((root / name, root))
+                continue
             if reason := explain_in_repository(root / name, kind):
                 entry = Unusable(reason, state_of(root / name))
                 shown = display(name)
@@ -241,7 +353,7 @@ class Repository:
             elif kind is Kind.FOLDER:
                 folders[name] = self._scan_folder(root, name, root / name)
         root_id = (status.st_dev, status.st_ino)
-        if folders:
+        if folders or any(path.parent == root for path, _ in loose_files or ()):
             self._root_ids[root] = root_id
         elif self._root_ids.get(root, root_id) != root_id:
             raise LoadError(
@@ -253,7 +365,12 @@ class Repository:
     def _log_notes(self, root: Path, kinds: Mapping[str, Kind]) -> None:
         """Log once what is in a repository and is not meant to be a model."""
         models = [n for n, kind in kinds.items() if kind is Kind.FOLDER and not is_hidden(n)]
-        files = [name for name, kind in kinds.items() if kind is Kind.FILE]
+        stems = {Path(name).stem for name in kinds if root in self._given and is_onnx_file(name)}
+        files = [
+            name
+            for name, kind in kinds.items()
+            if kind is Kind.FILE and Path(name).stem not in stems
+        ]
         notes = misplaced_settings(files, here=False)
         if models and all(VERSION_NAME.fullmatch(name) for name in models):
             notes.append("its folders are named like versions: for one model, use --model NAME=DIR")
@@ -392,18 +509,28 @@ def _scan_versions(
 
 
 def _check_files(root: Path, model: Path, files: Sequence[os.DirEntry[str]]) -> VersionFiles:
-    problem = ""
     links = [Path(entry.path) for entry in files if entry.is_symlink()]
-    for path in [model, *links]:
+    return VersionFiles(model, fingerprint_of(files), _leaving_link(root, [model, *links]))
+
+
+def _leaving_link(root: Path, paths: Sequence[Path]) -> str:
+    """Return which of the paths, all links followed, is not in the repository, or ""."""
+    for path in paths:
         try:
             if is_inside(path, root):
                 continue
         except RuntimeError:
-            problem = f"{path.name!r} is a link to itself"
-        else:
-            problem = f"{path.name!r} is a link that leads out of the repository"
-        break
-    return VersionFiles(model, fingerprint_of(files), problem)
+            return f"{path.name!r} is a link to itself"
+        return f"{path.name!r} is a link that leads out of the repository"
+    return ""
+
+
+def _settings_from(folder: Path, config: str) -> tuple[ModelSettings, str]:
+    """Return the settings in a config.pbtxt's text, and why it cannot be used, or ""."""
+    try:
+        return read_triton_config(folder, config), ""
+    except LoadError as error:
+        return ModelSettings(), str(error)
 
 
 def has_changed(source: ModelSource) -> bool:

@@ -96,6 +96,35 @@ class ValueSettings:
 
 
 @dataclass(frozen=True)
+class ImageSettings:
+    """How encoded images become an input: see ImageDescription; "" and 0 are guessed."""
+
+    layout: str = ""
+    """hw, chw or hwc."""
+
+    colours: str = ""
+    """grey, rgb or bgr."""
+
+    width: int = 0
+    height: int = 0
+    resize: str = ""
+    """fit, stretch or shorter-side."""
+
+    filter: str = ""
+    """box, bilinear or bicubic."""
+
+    shorter_side: int = 0
+    inversion: str = ""
+    """never, always or bright-border."""
+
+    range: tuple[float, ...] = (0.0, 255.0)
+    """The values of black and white."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class TensorSettings:
     """Settings of an input or output; `axes` names each axis, "" for an axis without a name."""
 
@@ -107,6 +136,9 @@ class TensorSettings:
 
     allow_unknown: bool | None = None
     """Whether requests may have strings that are no category; None: as the model's file says."""
+
+    image: ImageSettings | None = None
+    """How encoded images become the input; None: as the model's file says."""
 
 
 @dataclass(frozen=True)

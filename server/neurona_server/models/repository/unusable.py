@@ -200,7 +200,7 @@ def explain_in_model(path: Path, kind: Kind, root: Path) -> str:
             inside = is_inside(path, root)
             if inside and path.is_symlink() and _is_version_beside(path):
                 return ""  # another name of a version
-            held = _find_any_model(path) if inside else ""
+            held = find_any_model(path) if inside else ""
         except (OSError, RuntimeError):
             held = ""
         if (not held and not like_version) or f"{name}/{held}" == _WEIGHTS_OF_TRAINING:
@@ -288,7 +288,7 @@ def _holds(folder: Path) -> str:
     for name in names:
         if what := model_format(name):
             return f"{_quoted(name)} is {what}"
-    if names and (held := _find_any_model(folder)):
+    if names and (held := find_any_model(folder)):
         return f"it holds {_quoted(held)}"
     return f"it holds {_join(names)}" if names else "it is empty"
 
@@ -303,7 +303,7 @@ def _is_version_beside(link: Path) -> bool:
     return target.parent == link.parent.resolve() and bool(VERSION_NAME.fullmatch(target.name))
 
 
-def _find_any_model(folder: Path) -> str:
+def find_any_model(folder: Path) -> str:
     """Return the path of a model file in the folder, relative to it, or ""."""
     for entry in list_files(folder, recursive=True, limit=_MOST_ENTRIES):
         path = Path(entry.path).relative_to(folder)

@@ -2,13 +2,20 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import DataType
-from neurona_protos.tensors import NUMPY_DTYPES, TensorError, decode, dtype_name
+from neurona_protos.tensors import (
+    NUMPY_DTYPES,
+    TensorError,
+    decode,
+    decode_byte_strings,
+    dtype_name,
+)
 from neurona_server.batching.request import Array, Inputs
 from neurona_server.errors import InvalidArgumentError, quoted
+from neurona_server.models.encoded_images import how_to_declare
 from neurona_server.models.model import Model
 from neurona_server.models.signature import Size, TensorType
 from neurona_server.rpc.limits import SLOW_BYTES, SLOW_STRINGS, Limits
@@ -16,7 +23,7 @@ from neurona_server.rpc.open_inference.infer_message import InferMessage
 from neurona_server.rpc.open_inference.messages import DATATYPE_NAMES, parse_datatype
 from neurona_server.rpc.open_inference.regions import RegionKind, RegionSlice
 from neurona_server.rpc.open_inference.shared_memory import BYTE_SIZE, SharedMemoryService
-from neurona_server.rpc.open_inference.typed_contents import decode_contents
+from neurona_server.rpc.open_inference.typed_contents import decode_byte_contents, decode_contents
 
 _LENGTH_BYTES = 4
 _DATATYPES_OF_V1 = {dtype_name(datatype): name for datatype, name in DATATYPE_NAMES.items()}
@@ -50,12 +57,22 @@ def describe_inputs(message: ModelInferRequest, model: Model) -> dict[str, Tenso
             )
         datatype = parse_datatype(tensor.datatype, name)
         if datatype != expected.get(name, datatype):
-            raise InvalidArgumentError(
-                f"inference input {name!r} data-type is {tensor.datatype!r}, but model "
-                f"{model.name!r} expects {DATATYPE_NAMES[expected[name]]!r}"
-            )
+            _check_encoded(name, datatype, model, expected[name])
         described[name] = (datatype, tuple(tensor.shape))
     return described
+
+
+def _check_encoded(name: str, datatype: DataType, model: Model, expected: DataType) -> None:
+    """Raise InvalidArgumentError unless an input may have this datatype for encoded images."""
+    if datatype == DataType.DATA_TYPE_STRING and name in model.images:
+        return
+    hint = ""
+    if datatype == DataType.DATA_TYPE_STRING:
+        hint = f"; {how_to_declare(name)}"
+    raise InvalidArgumentError(
+        f"inference input {name!r} data-type is {DATATYPE_NAMES[datatype]!r}, but model "
+        f"{model.name!r} expects {DATATYPE_NAMES[expected]!r}{hint}"
+    )
 
 
 def hidden_inputs(model: Model) -> frozenset[str]:
@@ -210,11 +227,13 @@ def read_inputs(
     max_bytes: int,
     limits: Limits,
     server_inputs: Inputs,
+    encoded: Collection[str] = (),
 ) -> Inputs:
     """Return the arrays of inputs that fit the model's signature.
 
-    Arrays of raw contents are read-only views. At most `max_bytes` are read from shared memory, for
-    the inputs in `slices`. Those that the server fills in are among them.
+    Arrays of raw contents are read-only views; those of `encoded` images are of bytes. At most
+    `max_bytes` are read from shared memory, for the inputs in `slices`. Those that the server fills
+    in are among them.
 
     Raises:
         InvalidArgumentError: There is too little or too much data, or data in several places.
@@ -248,11 +267,15 @@ def read_inputs(
             # Before it is read, since a region may be large.
             _check_size(message, name, described[name], region_slice.byte_size)
             data = region_slice.region.read(region_slice.offset, region_slice.byte_size)
-            arrays[name] = _decode(message, name, described[name], data)
+            arrays[name] = _decode(message, name, described[name], data, name in encoded)
         elif raw_count:
             if raw_used < raw_count:
-                arrays[name] = _decode(message, name, described[name], raw[raw_used])
+                data = raw[raw_used]
+                arrays[name] = _decode(message, name, described[name], data, name in encoded)
             raw_used += 1
+        elif name in encoded:
+            shape = described[name][1]
+            arrays[name] = decode_byte_contents(name, shape, infer_message.contents_of(tensor))
         else:
             arrays[name] = decode_contents(
                 name,
@@ -270,11 +293,17 @@ def read_inputs(
 
 
 def _decode(
-    message: ModelInferRequest, name: str, described: TensorType, data: bytes | memoryview
+    message: ModelInferRequest,
+    name: str,
+    described: TensorType,
+    data: bytes | memoryview,
+    is_encoded: bool,
 ) -> Array:
     datatype, shape = described
     _check_size(message, name, described, len(data))
     try:
+        if is_encoded:
+            return decode_byte_strings(name, shape, data)
         return decode(name, datatype, shape, data)
     except TensorError as error:
         if datatype != DataType.DATA_TYPE_STRING:

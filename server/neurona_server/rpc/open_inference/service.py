@@ -63,6 +63,8 @@ class OpenInference:
         regions = Regions(enabled=shared_memory)
         self.memory = SharedMemoryService(regions)
         cuda_memory = CudaSharedMemory(regions)
+        if cuda_memory.workers is not None:
+            cuda_memory.workers.images = workers.images
         self.repository = RepositoryService(registry, control, limits)
         versions = versions or VersionPolicy()
         self._services = (

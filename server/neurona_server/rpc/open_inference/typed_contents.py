@@ -106,6 +106,30 @@ def decode_contents(
         raise InvalidArgumentError(f"input {name!r} has invalid contents: {error}") from None
 
 
+def decode_byte_contents(
+    name: str, shape: tuple[int, ...], parts: Sequence[EncodedContents]
+) -> Array:
+    """Return the elements of an input of BYTES as bytes; see `decode_contents`.
+
+    Raises:
+        InvalidArgumentError: The elements are in another field, too few or too many.
+    """
+    field = CONTENTS[DataType.DATA_TYPE_STRING][0]
+    try:
+        pieces = _collect(name, DATATYPE_NAMES[DataType.DATA_TYPE_STRING], field, parts)
+    except ValueError as error:
+        raise InvalidArgumentError(f"input {name!r} has invalid contents: {error}") from None
+    if len(pieces) != math.prod(shape):
+        raise InvalidArgumentError(
+            f"input {name!r} has {len(pieces)} elements in {field} "
+            f"(expected {math.prod(shape)} for shape {list(shape)})"
+        )
+    array = np.empty(len(pieces), dtype=object)
+    for index, piece in enumerate(pieces):
+        array[index] = bytes(piece)
+    return array.reshape(shape)
+
+
 def set_contents(contents: InferTensorContents, array: Array, datatype: DataType) -> None:
     """Write an output as typed contents; `datatype` is one of CONTENTS."""
     field, wire_type, field_dtype = CONTENTS[datatype]

@@ -53,6 +53,7 @@ class Certificates:
         self._client_ca = client_ca
         # gRPC has only a bare pointer to the credentials that it asks.
         self._credentials: list[grpc.ServerCredentials] = []
+        self._http_context: tuple[_Pems, ssl.SSLContext] | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return credentials for one address, which use the current files at every handshake.
@@ -67,6 +68,16 @@ class Certificates:
         )
         self._credentials.append(credentials)
         return credentials
+
+    def http_context(self) -> ssl.SSLContext:
+        """Return the context of the current files for a connection of HTTP/1.1.
+
+        Only one thread may call this.
+        """
+        pems = self._pems.content
+        if self._http_context is None or self._http_context[0] is not pems:
+            self._http_context = pems, _make_http_context(pems)
+        return self._http_context[1]
 
 
 class _ConfigurationFetcher:
@@ -105,6 +116,19 @@ def _make_configuration(pems: _Pems) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(key, certificate)], root_certificates=client_ca[0] if client_ca else None
     )
+
+
+def _make_http_context(pems: _Pems) -> ssl.SSLContext:
+    certificate, key, *client_ca = pems
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    with _memory_file(certificate) as chain_path, _memory_file(key) as key_path:
+        context.load_cert_chain(chain_path, key_path, password="")
+    if client_ca:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=client_ca[0].decode("ascii"))
+    return context
 
 
 def _check_pems(files: Sequence[Path], pems: Sequence[bytes]) -> None:

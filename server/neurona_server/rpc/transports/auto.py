@@ -15,6 +15,7 @@ import grpc
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.rpc.call import Call, Methods, StreamCall, Streaming, Unary
 from neurona_server.rpc.transports.aio import AioListener
+from neurona_server.rpc.transports.buffer_budget import BufferBudget
 from neurona_server.rpc.transports.connection_guard import ConnectionGuard
 from neurona_server.rpc.transports.cygrpc import CygrpcServer
 from neurona_server.rpc.transports.listener import ListenerOptions
@@ -32,6 +33,8 @@ class Listener(Protocol):
     """The transport's name for metrics: cygrpc or aio."""
     guard: ConnectionGuard
     """Counts its connections, and the bytes that it has received."""
+    budget: BufferBudget
+    """Counts the bytes of messages that are being received and answered."""
 
     def start(self, address: str) -> int:
         """Listen; return the port, which the system chose if `address` ends in ":0".

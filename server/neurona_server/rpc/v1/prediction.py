@@ -1,7 +1,7 @@
 """The service neurona.v1.Prediction: single requests, and streams of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,7 @@ from neurona_protos.prediction_pb2 import (
     Task,
     Tensor,
 )
-from neurona_protos.tensors import decode
+from neurona_protos.tensors import decode, decode_byte_strings
 from neurona_server.batching.policy import Priority as Level
 from neurona_server.batching.request import Inputs
 from neurona_server.errors import InvalidArgumentError, WrongTaskError, quoted
@@ -184,8 +184,17 @@ class Prediction:
         self.submit_message(call.request, call, call.grant, task)
 
 
-def decode_inputs(message: PredictRequest | SessionRequest, data: Sequence[memoryview]) -> Inputs:
-    """Return the arrays of the inputs, whose data are in the message if there are no `data`."""
+def decode_inputs(
+    message: PredictRequest | SessionRequest,
+    data: Sequence[memoryview],
+    encoded: Collection[str] = (),
+) -> Inputs:
+    """Return the arrays of the inputs, whose data are in the message if there are no `data`.
+
+    Those of `encoded` images are of bytes.
+    """
+    if encoded:
+        return _decode_bytes(message, data, encoded)
     if not data:
         return {
             tensor.name: decode(tensor.name, tensor.dtype, tuple(tensor.shape), tensor.data)
@@ -196,6 +205,23 @@ def decode_inputs(message: PredictRequest | SessionRequest, data: Sequence[memor
         index = read_bytes_index(tensor.data)
         own = b"" if index is None else data[index]
         inputs[tensor.name] = decode(tensor.name, tensor.dtype, tuple(tensor.shape), own)
+    return inputs
+
+
+def _decode_bytes(
+    message: PredictRequest | SessionRequest, data: Sequence[memoryview], encoded: Collection[str]
+) -> Inputs:
+    inputs = {}
+    for tensor in message.inputs:
+        own: bytes | memoryview = tensor.data
+        if data:
+            index = read_bytes_index(tensor.data)
+            own = b"" if index is None else data[index]
+        shape = tuple(tensor.shape)
+        if tensor.name in encoded:
+            inputs[tensor.name] = decode_byte_strings(tensor.name, shape, own)
+        else:
+            inputs[tensor.name] = decode(tensor.name, tensor.dtype, shape, own)
     return inputs
 
 

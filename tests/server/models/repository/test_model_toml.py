@@ -9,6 +9,7 @@ from neurona_server.errors import LoadError
 from neurona_server.models.repository.model_toml import ModelToml
 from neurona_server.models.repository.scanner import read_settings
 from neurona_server.models.repository.settings import (
+    ImageSettings,
     ModelSettings,
     TensorSettings,
     Traffic,
@@ -56,6 +57,19 @@ axes = ["batch", "time", ""]
 description = "steps"
 unit = "mV"
 
+[inputs."x:0".image]
+layout = "chw"
+colours = "bgr"
+width = 224
+height = 200
+resize = "shorter-side"
+filter = "bicubic"
+shorter_side = 256
+inversion = "bright-border"
+range = [0, 1]
+mean = [0.485, 0.456, 0.406]
+std = [0.2]
+
 [outputs.logits]
 axes = ["batch", ""]
 """
@@ -77,7 +91,26 @@ def test_every_key(read):
         labels=("cat", "dog"),
         softmax=True,
         description="cats and dogs",
-        inputs={"x:0": TensorSettings(("batch", "time", ""), "steps", "mV")},
+        inputs={
+            "x:0": TensorSettings(
+                ("batch", "time", ""),
+                "steps",
+                "mV",
+                image=ImageSettings(
+                    layout="chw",
+                    colours="bgr",
+                    width=224,
+                    height=200,
+                    resize="shorter-side",
+                    filter="bicubic",
+                    shorter_side=256,
+                    inversion="bright-border",
+                    range=(0.0, 1.0),
+                    mean=(0.485, 0.456, 0.406),
+                    std=(0.2,),
+                ),
+            )
+        },
         outputs={"logits": TensorSettings(("batch", ""))},
         batched=True,
         versions=VersionPolicy(latest=2),
@@ -134,6 +167,17 @@ def test_settings_read_twice_are_equal(read):
         ("inputs.x.axis = []", "unknown key 'axis' in inputs.x; did you mean 'axes'?"),
         ('outputs."a b".x = 1', "unknown key 'x' in outputs.'a b'"),
         ('values = [{ nme = "a" }]', "unknown key 'nme' in values[0]; did you mean 'name'?"),
+        (
+            "inputs.x.image.widht = 1",
+            "unknown key 'widht' in inputs.x.image; did you mean 'width'?",
+        ),
+        (
+            "inputs.x.image.width = 0",
+            "inputs.x.image.width is 0 (expected an integer from 1 to 65536",
+        ),
+        ('inputs.x.image.layout = "nchw"', "(expected hw, chw or hwc); did you mean 'chw'?"),
+        ("inputs.x.image.range = [1]", "(expected two numbers: the values of black and of white"),
+        ("inputs.x.image.mean = []", "(expected a list of one number, or one for each of 3"),
         ('task = "classify"', "task is 'classify' (expected classification, regression or tensors"),
         ("task = 1", "task is 1 (expected classification, regression or tensors"),
         ('answer = ""', "answer is '' (expected a non-empty string"),

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.listener import ListenerOptions
-from neurona_server.web.server import MetricsServer
+from neurona_server.web.metrics_server import MetricsServer
 
 MANUAL = Path(__file__).parents[4] / "server" / "docs" / "security.md"
 FULL = "a-token-of-many-letters"

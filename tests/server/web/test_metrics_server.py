@@ -14,8 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from prometheus_client.registry import Collector
 
 from neurona_server.errors import ConfigError
-from neurona_server.web import server as web_server
-from neurona_server.web.server import MetricsServer
+from neurona_server.web.metrics_server import MetricsServer
 
 # The Accept header of Prometheus 2.42.
 PROMETHEUS = (
@@ -142,7 +141,7 @@ def test_other_paths_and_methods_are_rejected(site):
         (b"GET http:///metrics HTTP/1.1\r\n\r\n", b"400"),
         (b"GET metrics HTTP/1.1\r\n\r\n", b"400"),
         (b"GET //elsewhere/metrics HTTP/1.1\r\n\r\n", b"404"),
-        (b"GET  /metrics HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET  /metrics HTTP/1.1\r\n\r\n", b"200"),
         (b"GET /metrics HTTP/1.x\r\n\r\n", b"400"),
         (b"GET /metrics HTTP/1.1\r\nA: b\nC: d\r\n\r\n", b"400"),
         (b"GET /metrics HTTP/1.1\r\nA: b\0\r\n\r\n", b"400"),
@@ -151,7 +150,7 @@ def test_other_paths_and_methods_are_rejected(site):
         (b"GET /metrics HTTP/1.1\r\nbroken\r\n\r\n", b"400"),
         (b"GET /metrics HTTP/1.1\r\nHost : x\r\n\r\n", b"400"),
         (b"GET /[ HTTP/1.1\r\n\r\n", b"404"),
-        (b"GET /\xff\xfe HTTP/1.1\r\n\r\n", b"404"),
+        (b"GET /\xff\xfe HTTP/1.1\r\n\r\n", b"400"),
         (b"GET /metrics?" + b"name[]=a&" * 1000 + b" HTTP/1.1\r\n\r\n", b"400"),
         (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", b"431"),
     ],
@@ -161,7 +160,9 @@ def test_every_request_gets_a_response(site, raw, status):
 
 
 def test_idle_connections_make_room_for_others(site):
-    idle = [socket.create_connection(site.address) for _ in range(web_server.MAX_CONNECTIONS)]
+    idle = [
+        socket.create_connection(site.address) for _ in range(site.server.limits.max_connections)
+    ]
     try:
         for one in idle:
             one.sendall(b"GET /met")
@@ -175,7 +176,7 @@ def test_idle_connections_make_room_for_others(site):
 
 
 def test_an_idle_connection_is_closed(site, monkeypatch):
-    monkeypatch.setattr(web_server, "HEAD_TIMEOUT", 0.05)
+    monkeypatch.setattr(site.server.limits, "head_timeout", 0.05)
     assert site.send(b"GET /") == b""
 
 
