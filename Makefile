@@ -22,7 +22,7 @@ install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 
 help:
 	@echo 'make demo    train three models, serve them, predict, print what happened'
-	@echo 'make serve   train what is missing in $(MODELS)/ and serve it until Ctrl-C'
+	@echo 'make serve   train what is missing in $(MODELS)/, serve it until Ctrl-C, open the page to try it'
 	@echo 'make train   train what is missing in $(MODELS)/'
 	@echo 'make train-all  train every recipe on all its data in $(MODELS)/ (hours), print the table'
 	@echo 'make test    run the tests, on all cores'
@@ -56,8 +56,10 @@ help:
 demo: $(BIN)/.installed
 	$(BIN)/python deploy/demo.py --repository $(MODELS)
 
+# Where there is a display, the page to try the models opens once they are served.
 serve: train
-	$(BIN)/neurona-serve --repository $(MODELS)
+	@$(BIN)/python deploy/open_page.py http://127.0.0.1:8000/ &
+	$(BIN)/neurona-serve $(MODELS)
 
 train: $(MODELS)/lenet5/1/model.onnx $(MODELS)/lstm/1/model.onnx $(MODELS)/rnn/1/model.onnx
 

@@ -29,6 +29,7 @@ from neurona_training.recipes import RECIPES
 
 MODELS = ("lenet5", "lstm", "rnn")
 SAMPLES_SHOWN = 5  # per model
+PAGE = "http://127.0.0.1:8000/"  # of the option http_address
 BIN = Path(sys.executable).parent
 
 
@@ -50,6 +51,8 @@ def main() -> int:
             data = RECIPES[name].load()
             print_table(name, data, predict_all(stub, name, data))
         print_metrics(server)
+    print(f"To try the models in a browser: make serve (or neurona-serve {repository}), then open")
+    print(f"  {PAGE}")
     return 0
 
 
@@ -80,6 +83,7 @@ def serving(repository: Path) -> Iterator[Server]:
         server = Server(*(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets))
     command = [BIN / "neurona-serve", "--repository", repository]
     addresses = ["--address", server.address, "--metrics-address", server.metrics_address]
+    addresses += ["--http-address", "off"]
     print(f"\nneurona-serve --repository {repository} {' '.join(addresses)}", flush=True)
     process = subprocess.Popen([*command, *addresses])
     try:

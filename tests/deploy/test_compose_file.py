@@ -22,7 +22,7 @@ ENVOY = yaml.safe_load((DEPLOY / "envoy" / "envoy.yaml").read_text())
 ENVOY_CLUSTER = ENVOY["static_resources"]["clusters"][0]
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu", "scale"])
+@pytest.mark.parametrize("profile", ["cpu", "demo", "gpu", "scale"])
 def test_docker_compose_accepts_it(profile):
     command = compose_command()
     if command is None:
@@ -39,7 +39,7 @@ def test_the_default_profile_is_cpu():
     # They publish the same port, so their profiles exclude each other.
     publishing = [n for n in (*SERVERS, "envoy") if "ports" in SERVICES[n]]
     assert {tuple(SERVICES[name]["profiles"]) for name in publishing} == {
-        ("cpu",),
+        ("cpu", "demo"),
         ("gpu",),
         ("scale",),
     }
@@ -140,11 +140,22 @@ def test_the_override_in_the_guide_sets_options_of_the_server(tmp_path):
 
 
 def test_envoy_uses_the_network_alias_of_the_servers():
-    endpoint = ENVOY_CLUSTER["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
-    address = endpoint["address"]["socket_address"]
-    for name in SERVERS:
-        assert address["address"] in SERVICES[name]["networks"]["default"]["aliases"]
-    assert address["port_value"] == 8001
+    ports = []
+    for cluster in ENVOY["static_resources"]["clusters"]:
+        endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+        address = endpoint["address"]["socket_address"]
+        for name in SERVERS:
+            assert address["address"] in SERVICES[name]["networks"]["default"]["aliases"]
+        ports.append(address["port_value"])
+    assert ports == [8001, 8000]
+
+
+def test_envoy_listens_on_the_ports_that_are_published():
+    listeners = ENVOY["static_resources"]["listeners"]
+    ports = [one["address"]["socket_address"]["port_value"] for one in listeners]
+    assert [int(one.rpartition(":")[2]) for one in SERVICES["envoy"]["ports"]] == ports
+    for name in ("neurona", "gpu"):
+        assert SERVICES[name]["ports"] == SERVICES["envoy"]["ports"]
 
 
 def test_envoy_accepts_its_configuration():

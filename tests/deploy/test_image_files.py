@@ -100,7 +100,7 @@ def test_every_builder_builds_the_images():
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
     targets = {name: one["build"]["target"] for name, one in compose.items() if "build" in one}
     servers = dict.fromkeys(("neurona", "gpu", "replica"), "server")
-    assert targets == {"models": "training", **servers}
+    assert targets == {"models": "training", "load": "training", **servers}
 
 
 def test_the_image_has_the_version_of_the_package():
@@ -113,6 +113,7 @@ def test_the_options_of_the_image_are_valid():
     config = sources.load(["--config", str(ROOT / "deploy" / "neurona.toml")], {})
     assert config.repository == (Path("/models"),)
     assert config.address.endswith(":8001")
+    assert config.http_address.endswith(":8000")
     assert config.metrics_address.endswith(":8002")
 
 

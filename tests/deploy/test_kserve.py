@@ -90,7 +90,7 @@ def test_every_model_of_a_repository_is_served(tmp_path):
             stub.ModelInfer(triton_requests.request("digits"), timeout=10)
 
 
-@pytest.mark.parametrize("name", ["neurona", "neurona-repository"])
+@pytest.mark.parametrize("name", ["neurona", "neurona-repository", "neurona-rest"])
 def test_the_runtime_is_a_valid_pod_spec(name):
     """A runtime's spec is a pod spec with additional fields of KServe."""
     spec = dict(runtime(name)["spec"])
@@ -101,15 +101,20 @@ def test_the_runtime_is_a_valid_pod_spec(name):
     (container,) = spec["containers"]
     assert container["name"] == "kserve-container"
     assert len(container["ports"]) == 1  # Knative allows no more
-    assert container["ports"][0]["name"] == "h2c"
     port = container["ports"][0]["containerPort"]
-    assert f"--address=0.0.0.0:{port}" in container["args"]
-    assert container["readinessProbe"]["grpc"]["port"] == port
+    if spec["protocolVersions"] == ["v2"]:
+        assert container["ports"][0]["name"] == "http1"
+        assert f"--http-address=0.0.0.0:{port}" in container["args"]
+        assert container["readinessProbe"]["httpGet"]["port"] == port
+    else:
+        assert container["ports"][0]["name"] == "h2c"
+        assert f"--address=0.0.0.0:{port}" in container["args"]
+        assert container["readinessProbe"]["grpc"]["port"] == port
     metrics = spec["annotations"]["prometheus.kserve.io/port"]
     assert f"--metrics-address=0.0.0.0:{metrics}" in container["args"]
 
 
-@pytest.mark.parametrize("name", ["neurona", "neurona-repository"])
+@pytest.mark.parametrize("name", ["neurona", "neurona-repository", "neurona-rest"])
 def test_a_draining_pod_is_not_killed(name):
     (container,) = runtime(name)["spec"]["containers"]
     options = dict(one.removeprefix("--").split("=", 1) for one in container["args"])

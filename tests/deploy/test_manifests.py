@@ -97,7 +97,7 @@ def test_prometheus_scrapes_each_replica_through_one_service():
 
 def test_named_ports_exist(name):
     ports = {port["name"]: port["containerPort"] for port in container(name)["ports"]}
-    assert len(ports) == 2
+    assert len(ports) == 3
     for service in of_kind(overlay(name), "Service"):
         for port in service["spec"]["ports"]:
             assert ports[port["targetPort"]] == port["port"]
@@ -109,6 +109,7 @@ def test_named_ports_exist(name):
         assert port in ports or port in ports.values()
     options = tomllib.loads(options_file(name))
     assert options["address"].endswith(f":{ports['grpc']}")
+    assert options["http_address"].endswith(f":{ports['http']}")
     assert options["metrics_address"].endswith(f":{ports['metrics']}")
 
 

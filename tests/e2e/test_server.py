@@ -4,8 +4,11 @@ import collections
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -22,8 +25,10 @@ from neurona_protos import metadata as model_metadata
 from neurona_protos.prediction_pb2 import ListModelsRequest, PredictRequest, State
 from neurona_protos.prediction_pb2_grpc import ModelsStub, PredictionStub
 from neurona_protos.tensors import to_array, to_tensor
+from neurona_server.config.options import Config
 from neurona_training.recipes import RECIPES
 
+ROOT = Path(__file__).parents[2]
 MODELS = ("lenet5", "lstm", "rnn")
 
 
@@ -44,6 +49,24 @@ def test_the_demo_trains_and_serves(demo):
         assert int(requests) == len(RECIPES[name].load().test)
         assert 1 <= int(batches) <= int(requests)
     assert "sunspots" in printed
+    *_, how, page = printed.strip().splitlines()
+    assert how.startswith("To try the models in a browser: make serve")
+    assert page.strip() == f"http://{Config().http_address}/"
+
+
+def test_the_load_of_compose_reaches_every_model_with_faults_and_sessions(demo, serve):
+    repository, _ = demo
+    server = serve(repository)
+    command = [sys.executable, "-W", "error", ROOT / "deploy" / "demo_load.py"]
+    command += ["--address", server.address, "--rate", "150", "--seconds", "3"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in MODELS:
+        series = f'neurona_requests_total{{model="{name}",outcome="ok",version="1"}}'
+        assert server.sample(series) > 0
+    unknown = 'neurona_requests_total{model="",outcome="invalid",version=""}'
+    assert server.sample(unknown) > 0
+    assert server.sample('neurona_session_steps_total{model="lstm",version="1"}') > 0
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -34,9 +34,10 @@ class Project:
         self._command = [*command, "-p", name]
         for file in FILES:
             self._command += ["-f", str(ROOT / file)]
-        ports = [f"127.0.0.1:{port}" for port in free_ports(2)]
-        self.address, self.prometheus = ports
-        self._variables = images | {"NEURONA_PORT": ports[0], "PROMETHEUS_PORT": ports[1]}
+        ports = [f"127.0.0.1:{port}" for port in free_ports(3)]
+        self.address, self.http, self.prometheus = ports
+        names = ("NEURONA_PORT", "NEURONA_HTTP_PORT", "PROMETHEUS_PORT")
+        self._variables = images | dict(zip(names, ports, strict=True))
         self._profile = "cpu"
 
     def __call__(self, *arguments, check=True, timeout=600):

@@ -117,6 +117,7 @@ class HttpTransport:
             self._answer,
             options.limits,
             reuse_port=options.reuse_port,
+            advice=" (expected another http_address, or off)",
             make_tls_context=options.make_tls_context,
         )
         self.port = self._server.port

@@ -73,7 +73,7 @@ def server_port(address: str, bound_port: int, *, tls: bool = False) -> ServerPo
     """Return where a part of the server listens.
 
     Args:
-        address: Its configured HOST:PORT.
+        address: Its configured HOST:PORT; "": it has no port.
         bound_port: The port that it has if the configured one is 0; 0: unknown.
         tls: Whether it expects TLS.
 
@@ -81,7 +81,7 @@ def server_port(address: str, bound_port: int, *, tls: bool = False) -> ServerPo
         None if the port is unknown.
     """
     host, _, port = address.rpartition(":")
-    number = int(port) or bound_port
+    number = int(port or 0) or bound_port
     return ServerPort(host, number, tls) if number else None
 
 
