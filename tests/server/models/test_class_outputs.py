@@ -5,16 +5,9 @@ The models are converted as the manual of skl2onnx does it.
 
 import numpy as np
 import onnx
+import pandas
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.in_process_server import run_app
-from support.onnx_models import save
-
-from neurona_client import Client
-from neurona_server.models.onnx.class_labels import read_class_labels
-
-pytest.importorskip("skl2onnx")  # of the extra `estimators`
-
 from skl2onnx import convert_sklearn, to_onnx
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.compose import ColumnTransformer
@@ -25,6 +18,11 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+from support.in_process_server import run_app
+from support.onnx_models import save
+
+from neurona_client import Client
+from neurona_server.models.onnx.class_labels import read_class_labels
 
 IRIS = load_iris()
 X = IRIS.data.astype(np.float32)
@@ -80,7 +78,6 @@ def test_a_pipeline_with_several_named_inputs(tmp_path):
     table[:, 0], table[:, 1] = rng.uniform(1, 80, 60), rng.uniform(5, 90, 60)
     table[:, 2], table[:, 3] = rng.choice(["S", "C", "Q"], 60), rng.integers(1, 4, 60)
     survived = np.where(table[:, 0] < 30, "yes", "no")
-    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(table, columns=columns).astype(
         {"age": np.float32, "fare": np.float32, "class": np.int64}
     )
