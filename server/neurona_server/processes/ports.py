@@ -77,7 +77,7 @@ class ReservedPorts:
                 failure = error
         if failure is not None and (not bound or _is_in_use(failure)):
             raise ConfigError(
-                f"cannot {self._subject} on {address}: {failure.strerror}"
+                f"cannot {self._subject} on {address}: {failure.strerror}{self._advice}"
             ) from failure
         return f"{host}:{port}"
 

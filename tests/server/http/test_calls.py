@@ -1,6 +1,7 @@
 """Deadlines, cancellation, shared batches, and the end of a server."""
 
 import http.client
+import re
 import threading
 import time
 
@@ -63,6 +64,13 @@ def test_a_caller_that_leaves_cancels_its_request(slow_caller, wait_until):
         one.close()
     wait_until(lambda: count() > before)
     assert predict_slow(slow_caller)[0] == 200
+
+
+def test_a_response_says_how_long_its_request_waited_and_ran(slow_caller):
+    timing = predict_slow(slow_caller)[1]["Server-Timing"]
+    seconds = dict(re.findall(r"(\w+);dur=([0-9.]+)", timing))
+    assert seconds.keys() == {"queue", "run", "total"}
+    assert float(seconds["queue"]) < float(seconds["run"]) < float(seconds["total"])
 
 
 def test_requests_of_both_protocols_are_answered_side_by_side(caller):
