@@ -83,6 +83,7 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     others |= {"labels_file", "version_labels", "metadata_props", "allow_nan", "allow_unknown"}
     others |= {"system_shared_memory", "cuda_shared_memory"}  # extensions of the protocol
     others |= {"sequence_id", "sequence_start", "sequence_end"}  # parameters of its requests
+    others |= {"binary_data_size", "binary_data", "binary_data_output"}  # the same, over HTTP
     others |= {*provider_options._CUDA, *provider_options._TENSORRT}  # keys of providers
     for file in (model_config_pb2, open_inference_pb2, prediction_pb2):
         for message in file.DESCRIPTOR.message_types_by_name.values():

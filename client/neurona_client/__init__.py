@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from neurona_client.errors import UnavailableError as UnavailableError
     from neurona_client.errors import UnreachableError as UnreachableError
     from neurona_client.errors import WrongTaskError as WrongTaskError
+    from neurona_client.inputs import EncodedImage as EncodedImage
     from neurona_client.options import Retries as Retries
     from neurona_client.options import Tls as Tls
     from neurona_client.results import ClassificationResult as ClassificationResult
@@ -82,6 +83,7 @@ _NAMES_BY_MODULE = {
         "OverloadedError PermissionDeniedError ServerError UnauthenticatedError UnavailableError "
         "UnreachableError WrongTaskError"
     ),
+    "neurona_client.inputs": "EncodedImage",
     "neurona_client.options": "Retries Tls",
     "neurona_client.results": "ClassificationResult ClassProbability Prediction RegressionResult",
     "neurona_client.sessions": "AsyncSession Session",

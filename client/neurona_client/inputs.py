@@ -1,7 +1,9 @@
 """Inputs of a call: converted to the model's dtypes and checked against its shapes."""
 
 import contextlib
+import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,27 @@ from neurona_protos.prediction_pb2 import (
     DATA_TYPE_BFLOAT16,
     DATA_TYPE_FLOAT,
     DATA_TYPE_STRING,
+    IMAGE_LAYOUT_HW,
     DataType,
 )
 from neurona_protos.tensors import NUMPY_DTYPES, TensorError, data_type
 
 Array = NDArray[Any]
 
-InputValue = Array | float | str | bytes | Path | list[Any] | tuple[Any, ...]
-"""One input: an array, a number, text, an image (bytes or Path), or nested lists."""
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A PNG or JPEG file that is sent as it is: the server decodes it.
+
+    Attributes:
+        source: its content, or its path.
+    """
+
+    source: bytes | bytearray | Path
+
+
+InputValue = Array | float | str | bytes | Path | EncodedImage | list[Any] | tuple[Any, ...]
+"""One input: an array, a number, text, an image (bytes, Path or EncodedImage), or nested lists."""
 
 Inputs = InputValue | Mapping[str, InputValue]
 """The only input of a model, or inputs by name."""
@@ -69,6 +84,11 @@ def prepare_inputs(description: ModelDescription, inputs: Inputs) -> tuple[Prepa
     is_sample: dict[str, bool] = {}
     for name, value in values.items():
         spec = specs[name]
+        if (images := _encoded_images(value, spec)) is not None:
+            if not spec.optional:
+                is_sample[name] = not isinstance(value, (list, tuple)) and _has_rows(spec)
+            tensors.append((name, DATA_TYPE_STRING, images))
+            continue
         array = _convert(value, spec)
         if not spec.optional:
             is_sample[name] = _lacks_batch_axis(array.shape, spec, description)
@@ -156,7 +176,10 @@ def prepare_undescribed_inputs(inputs: Inputs) -> PreparedTensors:
 
 def is_image(value: object, spec: TensorSpec) -> bool:
     """Whether a value is an encoded image; bytes for a STRING input are text."""
-    return isinstance(value, (bytes, bytearray, Path)) and spec.data_type != DATA_TYPE_STRING
+    return (
+        isinstance(value, (bytes, bytearray, Path, EncodedImage))
+        and spec.data_type != DATA_TYPE_STRING
+    )
 
 
 def as_array(value: Any, spec: TensorSpec) -> Array:
@@ -292,6 +315,46 @@ def _kind(array: Array) -> str:
         first = array.ravel()[0] if array.size else None
         return f"type {type(first).__name__}"
     return f"dtype {array.dtype}"
+
+
+def _encoded_images(value: object, spec: TensorSpec) -> Array | None:
+    """Return the files that the server is to decode, None if there are none.
+
+    Without Pillow all images are sent so, where the server takes them.
+    """
+    images = value if isinstance(value, (list, tuple)) else [value]
+    if not images or not all(isinstance(one, EncodedImage) for one in images):
+        is_encoded = is_image(value, spec) and spec.image is not None and not _has_pillow()
+        if not is_encoded:
+            return None
+    if spec.image is None:
+        raise InvalidInputError(
+            f"input {spec.name!r} takes no encoded images: its model says nothing of images "
+            "(expected an array, or bytes or a path for the client to decode)"
+        )
+    contents = np.empty(len(images), dtype=object)
+    for index, one in enumerate(images):
+        source = one.source if isinstance(one, EncodedImage) else one
+        try:
+            contents[index] = source.read_bytes() if isinstance(source, Path) else bytes(source)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InvalidInputError(f"image {str(source)!r} cannot be read: {reason}") from error
+    return contents
+
+
+def _has_pillow() -> bool:
+    try:
+        importlib.import_module("PIL")
+    except ImportError:
+        return False
+    return True
+
+
+def _has_rows(spec: TensorSpec) -> bool:
+    """Whether axis 0 of an input of images counts them."""
+    is_grey = spec.image is not None and spec.image.layout == IMAGE_LAYOUT_HW
+    return len(spec.shape) > (2 if is_grey else 3)
 
 
 def _convert(value: Any, spec: TensorSpec) -> Array:

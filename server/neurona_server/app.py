@@ -238,9 +238,10 @@ class App:
             # What exists now lives until the end: garbage collections need not visit it again.
             gc.collect()
             gc.freeze()
-        self.grpc_port = self._listener.start(self._config.address)
         if self._config.http_address:
             self._http = self._make_http()
+        self.grpc_port = self._listener.start(self._config.address)
+        if self._http is not None:
             self._http.start()
             self.http_port = self._http.port
         self._heartbeat.start()

@@ -20,7 +20,7 @@ from neurona_training.architectures.recurrent import LastState
 from neurona_training.architectures.resnet import ResNet
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export, serialise
+from neurona_training.export.onnx_export import export_trained_network, serialise
 from neurona_training.export.quantization import make_variant, run_model
 from neurona_training.learning.evaluation import measure_predictions
 
@@ -77,7 +77,7 @@ def export_network(name: str, variant: str = "") -> bytes:
     data = _data(row, classes)
     spread_outputs(network, data.test.arrays)
     description = model_metadata(data, f"{name} with random weights", {}, {"seed": 0})
-    content = export(network, data, description)
+    content = export_trained_network(network, data, description)
     if not variant:
         return content
     description.figures.update(measure_predictions(run_model(content, data), data))

@@ -43,7 +43,7 @@ from seeded_weights import (
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.catalogue import load
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 from neurona_training.recipes.recipe import learn_by_gradient
@@ -111,7 +111,10 @@ def recipe_network(name: str) -> Network:
     arrays = [array[:EXAMPLES] for array in data.test.arrays]
     names = [described_input.name for described_input in data.inputs]
     return Network(
-        name, "recipe", export(network, data, described), dict(zip(names, arrays, strict=True))
+        name,
+        "recipe",
+        export_trained_network(network, data, described),
+        dict(zip(names, arrays, strict=True)),
     )
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import json_format
+from PIL import Image
 from support import onnx_models
+from support.image_models import save_image_models
 from support.server_process import ServerProcess, free_addresses
 
 from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse
@@ -47,6 +49,16 @@ def call(model, *tensors, task="TENSORS", **more):
 
 
 GENERATOR = np.random.default_rng(0)
+
+
+def png(width, height):
+    """Return noise as the bytes of a PNG file, in a list."""
+    file = io.BytesIO()
+    Image.fromarray(GENERATOR.integers(0, 256, (height, width), np.uint8)).save(file, "PNG")
+    return list(file.getvalue())
+
+
+PNG, LARGE_PNG = png(12, 12), png(200, 200)
 ECHOES = {
     "FP32": ("FLOAT", [0.1, -3.25, "nan"]), "FP64": ("DOUBLE", [0.1, 1e300, "-inf"]),
     "FP16": ("FLOAT16", [0.5, -2, 0]), "BF16": ("BFLOAT16", [0.5, -2, 1]),
@@ -90,6 +102,10 @@ CALLS = {
         f"{kind}": call(f"echo_{kind}", tensor("x", dtype, [1, 3], values))
         for kind, (dtype, values) in ECHOES.items()
     },
+    "image": call("grey", {**tensor("image", "STRING", [1], [{"bytes": PNG}]), "isImage": True}),
+    "large image": call(
+        "grey", {**tensor("image", "STRING", [1], [{"bytes": LARGE_PNG}]), "isImage": True}
+    ),
     "bytes": call("echo_BYTES", tensor("x", "STRING", [1, 2], ["a", {"bytes": [255, 0, 65]}])),
 }
 
@@ -98,6 +114,7 @@ CALLS = {
 def server(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     onnx_models.save_echoes(root)
+    save_image_models(root)
     onnx_models.save_classifier(root / "classifier" / "1" / "model.onnx")
     onnx_models.save_regressor(root / "regressor" / "1" / "model.onnx")
     onnx_models.save_sum(root / "sum" / "1" / "model.onnx")
@@ -196,9 +213,9 @@ def test_node_gets_the_answers_of_the_page(server, snippets, node_package, tmp_p
         code = snippet["node"].removesuffix("client.close();\n") + SHOW
         (tmp_path / f"{index}.mjs").write_text(code)
         _, expected[name] = expected_answer(server, snippet, tmp_path)
-        if "request.json" in snippet["node"]:
-            (tmp_path / "saved.json").write_text(json.dumps(snippet["request"]))
-    (tmp_path / "saved.json").rename(tmp_path / "request.json")
+        if "request.json" in snippet["node"]:  # each has a file of its own here
+            (tmp_path / f"{index}.json").write_text(json.dumps(snippet["request"]))
+            (tmp_path / f"{index}.mjs").write_text(code.replace("request.json", f"{index}.json"))
     lines = [f'await import("./{index}.mjs");' for index in range(len(snippets))]
     (tmp_path / "all.mjs").write_text("\n".join(lines))
     command = [shutil.which("node"), "all.mjs"]

@@ -1,5 +1,6 @@
 """The manual of training and its example: commands parse, code runs, lists are complete."""
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 
 from neurona_training.cli.arguments import _make_parser, parse
 from neurona_training.cli.comparison import make_compare_parser, parse_compare
+from neurona_training.cli.verification import make_verify_parser, parse_verify
 from neurona_training.data.catalogue import SOURCES
+from neurona_training.export import export
 from neurona_training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,8 @@ def test_a_command_of_the_manual_parses(words):
     match words:
         case ["neurona-train", "compare", *arguments]:
             parse_compare(arguments)
+        case ["neurona-train", "verify", *arguments]:
+            parse_verify(arguments)
         case ["neurona-train", *arguments]:
             parse(arguments)
         case ["torchrun", "--nproc-per-node", *_]:
@@ -96,6 +101,39 @@ def test_the_manual_has_the_options_of_compare():
     flags = {flag for action in make_compare_parser()._actions for flag in action.option_strings}
     manual = _manual("selection.md")
     assert flags - set(own) == set(re.findall(r"`(--(?:metric|no-baselines))`", manual))
+
+
+def test_the_manual_has_the_options_of_verify():
+    flags = {flag for one in make_verify_parser()._actions for flag in one.option_strings}
+    section = _manual("export.md").split("\n## Verify a file\n", 1)[1].split("\n## ", 1)[0]
+    assert flags - {"-h", "--help"} == set(re.findall(r"--[a-z]+", section))
+
+
+def test_the_manual_has_the_arguments_of_export():
+    section = _manual("export.md").split("\n## Any module\n", 1)[1].split("\n## ", 1)[0]
+    names = [*inspect.signature(export).parameters][1:]
+    assert [name for name in names if f"`{name}" not in section] == []
+
+
+@pytest.mark.slow
+def test_the_example_of_an_export_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "input sequence: batch x time x 4\noutput probabilities: batch x 3" in done.stdout
+    assert (tmp_path / "models" / "reader" / "1" / "model.onnx").is_file()
+
+
+@pytest.mark.slow
+def test_the_example_exports_and_verifies(tmp_path):
+    example = ROOT / "training" / "examples" / "export_your_module.py"
+    command = [sys.executable, str(example), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("equal in ")
+    assert (tmp_path / "models" / "digits" / "1" / "model.onnx").is_file()
 
 
 def test_the_rooms_of_the_manual_exist():

@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="show the K most probable classes (default: 1)",
     )
+    parser.add_argument(
+        "--encoded",
+        action="store_true",
+        help="send PNG and JPEG files as they are: the server decodes them",
+    )
     add_version_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each row")
     add_request_arguments(parser)
@@ -132,15 +137,19 @@ def _predict_files(
     client: "Client", files: list[str], options: argparse.Namespace
 ) -> Iterator[tuple[str, list[Row] | Exception]]:
     """Yield the rows or the error of each request, in the order of the files."""
+    from pathlib import Path
+
     from neurona_client.cli.sample_files import read_samples
+    from neurona_client.inputs import EncodedImage
 
     model = client.describe(options.model, version=options.version, label=options.label)
     in_flight: deque[tuple[str, Sample | None, Future[Prediction] | Exception]] = deque()
 
     def predict(sample: "Sample") -> "Prediction":
+        inputs = sample.inputs
         return client.predict(
             options.model,
-            sample.inputs,
+            EncodedImage(inputs) if options.encoded and isinstance(inputs, Path) else inputs,
             version=options.version,
             label=options.label,
             top_k=options.top,

@@ -132,23 +132,27 @@ def image_values(image: PillowImage, described: ImageDescription) -> NDArray[np.
     width, height = described.width or image.width, described.height or image.height
     stored = described.stored_width, described.stored_height
     image = _resize(image, *(stored if all(stored) else (width, height)), described)
-    levels = np.asarray(image, np.float32)
+    pixels = np.asarray(image)
+    # Contiguous channels first: a pass over numbers that are not takes ten times as long.
+    planes = np.array(
+        pixels[np.newaxis] if is_grey else pixels.transpose(2, 0, 1), np.float32, order="C"
+    )
     if described.inversion == IMAGE_INVERSION_ALWAYS or (
-        described.inversion == IMAGE_INVERSION_BRIGHT_BORDER and _border_level(levels) > 127.5
+        described.inversion == IMAGE_INVERSION_BRIGHT_BORDER and _border_level(planes) > 127.5
     ):
-        levels = _HIGHEST_LEVEL - levels
+        np.subtract(_HIGHEST_LEVEL, planes, out=planes)
     black, white = described.black, described.white
     if (black, white) not in ((0, 0), (0, _HIGHEST_LEVEL)):
-        levels = black + levels * np.float32((white - black) / _HIGHEST_LEVEL)
-    planes = levels[np.newaxis] if is_grey else levels.transpose(2, 0, 1)
+        planes *= np.float32((white - black) / _HIGHEST_LEVEL)
+        planes += np.float32(black)
     if described.colours == IMAGE_COLOURS_BGR:
         planes = planes[::-1]
     if planes.shape[-2:] != (height, width):
         planes = scale_levels(planes, width, height)
     if described.mean:
-        planes = planes - np.array(described.mean, np.float32)[:, np.newaxis, np.newaxis]
+        planes -= np.array(described.mean, np.float32)[:, np.newaxis, np.newaxis]
     if described.std:
-        planes = planes / np.array(described.std, np.float32)[:, np.newaxis, np.newaxis]
+        planes /= np.array(described.std, np.float32)[:, np.newaxis, np.newaxis]
     if described.layout == IMAGE_LAYOUT_HW:
         planes = planes[0]
     elif described.layout == IMAGE_LAYOUT_HWC:
@@ -204,7 +208,7 @@ def _resampling(described: ImageDescription) -> Resampling:
     return Image.Resampling.BOX
 
 
-def _border_level(levels: NDArray[np.float32]) -> float:
-    """Return the median level of the outermost pixels."""
-    edges = (levels[0], levels[-1], levels[:, 0], levels[:, -1])
+def _border_level(planes: NDArray[np.float32]) -> float:
+    """Return the median level of the outermost pixels of all channels."""
+    edges = (planes[:, 0], planes[:, -1], planes[:, :, 0], planes[:, :, -1])
     return float(np.median(np.concatenate([edge.ravel() for edge in edges])))

@@ -36,8 +36,26 @@ MAX_SUSPENSION = 86_400.0
 each time, unless it ran inline for ten times as long as it was suspended before."""
 
 
+class InlineTurn:
+    """One call of `run_batches`, in one thread."""
+
+    __slots__ = ("batch", "is_interrupted", "runner")
+
+    def __init__(self, runner: "InlineRunner") -> None:
+        self.runner = runner
+        self.batch: Batch | None = None  # that runs
+        self.is_interrupted = False
+
+    def interrupt(self) -> None:
+        """See `InlineRunner.interrupt`."""
+        self.runner.interrupt(self)
+
+
 class InlineRunner:
-    """Decides whether the transport's thread runs a model itself, and runs its batches there."""
+    """Decides whether a transport's thread runs a model itself, and runs its batches there.
+
+    Each transport has a thread, so several turns may go on at the same time.
+    """
 
     def __init__(
         self,
@@ -52,8 +70,6 @@ class InlineRunner:
         """Whether the transport's thread runs the requests that it submits; `update` decides."""
         self.is_allowed = True
         """Whether it may be enabled, unless the policy says so in any case."""
-        self.turns = 0
-        """Calls of `run_batches`, by which the watchdog tells one from the next."""
         self._name = name  # of the model, for the log
         self._policy = policy
         self._queue = queue
@@ -61,8 +77,6 @@ class InlineRunner:
         self._watchdog = watchdog
         self._clock = clock
         self._recent_seconds = 0.0
-        self._batch: Batch | None = None  # that runs
-        self._interrupted_turn = 0
         self._suspended_until = 0.0  # 0: not suspended
         self._resumed_at = self._suspension = 0.0
 
@@ -94,33 +108,33 @@ class InlineRunner:
         """
         watchdog = self._watchdog
         thread = threading.get_native_id()
-        self.turns += 1
-        watchdog.inline[thread] = self  # before it takes a batch: `wait_until_idle` must see it
+        turn = InlineTurn(self)
+        watchdog.inline[thread] = turn  # before it takes a batch: `wait_until_idle` must see it
         try:
             end = self._clock() + MAX_INLINE_SECONDS
             while not self._suspended_until:
-                self._batch = batch = self._queue.take_batch(self._is_short)
+                turn.batch = batch = self._queue.take_batch(self._is_short)
                 if batch is None:
                     break
                 process(batch)
                 if self._clock() >= end:
                     return bool(self._queue.rows)
         finally:
-            self._batch = None
+            turn.batch = None
             del watchdog.inline[thread]
         if self._queue.rows:
             self._queue.notify()
         return False
 
-    def interrupt(self) -> None:
-        """Take the model off the transport's thread, because `run_batches` takes too long.
+    def interrupt(self, turn: InlineTurn) -> None:
+        """Take the model off the transports' threads, because a turn takes too long.
 
         The run is terminated, and its requests run again in an instance's thread. The watchdog
         calls this while the same turn goes on: a run inside one node cannot be terminated.
         """
-        if self._interrupted_turn == self.turns:
+        if turn.is_interrupted:
             return
-        self._interrupted_turn = self.turns
+        turn.is_interrupted = True
         now = self._clock()
         if self._suspension and now - self._resumed_at < 10 * self._suspension:
             self._suspension = min(2 * self._suspension, MAX_SUSPENSION)
@@ -128,7 +142,7 @@ class InlineRunner:
             self._suspension = MIN_SUSPENSION
         self._suspended_until = now + self._suspension
         self.enabled = False
-        if (batch := self._batch) is not None:
+        if (batch := turn.batch) is not None:
             batch.interrupt()
         log.warning(
             "%s: a run on the transport's thread took longer than %g ms: the model runs on threads "
@@ -138,14 +152,15 @@ class InlineRunner:
 
     def runs_in_this_thread(self) -> bool:
         """Return whether the calling thread is in `run_batches`."""
-        return self._watchdog.inline.get(threading.get_native_id()) is self
+        turn = self._watchdog.inline.get(threading.get_native_id())
+        return turn is not None and turn.runner is self
 
     def wait_until_idle(self, end: float) -> bool:
         """Wait until no thread is in `run_batches`.
 
         Returns False if one still is at `end`, a time of the monotonic clock.
         """
-        while self in list(self._watchdog.inline.values()):
+        while any(turn.runner is self for turn in list(self._watchdog.inline.values())):
             if time.monotonic() >= end:
                 return False
             time.sleep(0.001)

@@ -35,11 +35,12 @@ SLEEP_SECONDS = 1.0
 """Sleep after which it looks again, in case that a run began just before."""
 
 
-class InlineTurns(Protocol):
-    """What takes turns on the transport's thread: an `InlineRunner`."""
+class TurnOfThread(Protocol):
+    """A turn of a model on a transport's thread: an `InlineTurn`."""
 
-    turns: int
-    """Changes with each turn."""
+    @property
+    def runner(self) -> object:
+        """The model's `InlineRunner`."""
 
     def interrupt(self) -> None:
         """End the turn as soon as possible."""
@@ -53,8 +54,7 @@ class RunsOfModel(Protocol):
 
 
 class _Look(NamedTuple):
-    runner: InlineTurns
-    turn: int
+    turn: TurnOfThread
     looks: int
     """Looks at which it was the same turn."""
     cpu_seconds: float | None
@@ -68,8 +68,8 @@ class RunWatchdog:
     """The time after which a turn on the transport's thread is interrupted, at the least."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.inline: dict[int, InlineTurns] = {}
-        """Who has its turn, by the native id of the thread. Changed by these threads."""
+        self.inline: dict[int, TurnOfThread] = {}
+        """The turns, by the native id of the thread. Changed by these threads."""
 
         self.asleep = False
         """Whether who begins a run must call `wake`."""
@@ -135,13 +135,13 @@ class RunWatchdog:
     def _interrupt_long_turns(self, before: Mapping[int, _Look]) -> dict[int, _Look]:
         """Interrupt each turn that goes on since MAX_LOOKS; return those that go on now."""
         now: dict[int, _Look] = {}
-        for thread, runner in list(self.inline.items()):
+        for thread, turn in list(self.inline.items()):
             last = before.get(thread)
-            if last is None or last.runner is not runner or last.turn != runner.turns:
-                now[thread] = _Look(runner, runner.turns, 1, None)
+            if last is None or last.turn is not turn:
+                now[thread] = _Look(turn, 1, None)
                 continue
             cpu_seconds = _cpu_seconds(thread)
-            now[thread] = _Look(runner, last.turn, last.looks + 1, cpu_seconds)
+            now[thread] = _Look(turn, last.looks + 1, cpu_seconds)
             if now[thread].looks < MAX_LOOKS:
                 continue
             if cpu_seconds is None or last.cpu_seconds is None:
@@ -149,7 +149,7 @@ class RunWatchdog:
             else:
                 at_fault = cpu_seconds - last.cpu_seconds >= MIN_CPU_SECONDS
             if at_fault:
-                runner.interrupt()
+                turn.interrupt()
         return now
 
     def _check_models(self) -> bool:

@@ -33,12 +33,13 @@ from neurona_server.http.compression import (
 )
 from neurona_server.http.error_responses import HttpError, WriteError, error_reply, write_json_error
 from neurona_server.http.routing import ApiRequest, Route, Router
+from neurona_server.http.timings import CallTimings
 from neurona_server.rpc.call import REQUEST_ID, BaseCall, Methods, Unary, too_large_error
 from neurona_server.rpc.security.access import UNRESTRICTED
 from neurona_server.rpc.security.tokens import Access
 from neurona_server.rpc.transports.buffer_budget import LARGE, BufferBudget
 from neurona_server.rpc.worker_pool import WorkerPool
-from neurona_server.telemetry.trace import CallTracer
+from neurona_server.telemetry.trace import CallTrace, CallTracer
 from neurona_server.web.allowed_hosts import ANY, AllowedHosts
 from neurona_server.web.connection import HttpLimits
 from neurona_server.web.http_server import HttpServer
@@ -117,6 +118,7 @@ class HttpTransport:
             self._answer,
             options.limits,
             reuse_port=options.reuse_port,
+            advice=" (expected another http_address, or off)",
             make_tls_context=options.make_tls_context,
         )
         self.port = self._server.port
@@ -182,7 +184,8 @@ class HttpTransport:
             grant = options.access.grant(method.right, request.metadata)
         if len(message) > method.max_message_bytes:
             raise too_large_error(message, method)
-        trace, tracer = None, options.tracer if method.right is not None else None
+        trace: CallTrace = CallTimings(request.timings)
+        tracer = options.tracer if method.right is not None else None
         if tracer is not None and tracer.should_sample(request.metadata):
             trace = tracer.start_call(path, request.metadata)
         call = HttpCall(self._server, message, request.deadline, grant, request.metadata, trace)

@@ -16,7 +16,9 @@ class ReservedPorts:
     The workers that share them are replaced over time; the ports stay the server's.
     """
 
-    def __init__(self, addresses: str, *, shared: bool = False, subject: str = "listen") -> None:
+    def __init__(
+        self, addresses: str, *, shared: bool = False, subject: str = "listen", advice: str = ""
+    ) -> None:
         """Bind the ports.
 
         Args:
@@ -24,12 +26,14 @@ class ReservedPorts:
                 unix socket is left to the worker.
             shared: Allow other servers on the same ports.
             subject: What the ports are for, for errors: "cannot listen on ...".
+            advice: What to do if one is in use, for the error.
 
         Raises:
             ConfigError: A port is in use, or an address is not of this machine.
         """
         self._sockets: list[socket.socket] = []
         self._subject = subject
+        self._advice = advice
         try:
             self.addresses = ",".join(self._reserve(one, shared) for one in addresses.split(","))
         except BaseException:
@@ -73,7 +77,7 @@ class ReservedPorts:
                 failure = error
         if failure is not None and (not bound or _is_in_use(failure)):
             raise ConfigError(
-                f"cannot {self._subject} on {address}: {failure.strerror}"
+                f"cannot {self._subject} on {address}: {failure.strerror}{self._advice}"
             ) from failure
         return f"{host}:{port}"
 
@@ -86,7 +90,12 @@ def reserve_ports(config: Config) -> list[ReservedPorts]:
     """
     ports = [ReservedPorts(config.address, shared=config.reuse_port)]
     if config.http_address:
-        http = ReservedPorts(config.http_address, shared=config.reuse_port, subject="serve HTTP")
+        http = ReservedPorts(
+            config.http_address,
+            shared=config.reuse_port,
+            subject="serve HTTP",
+            advice=" (expected another http_address, or off)",
+        )
         ports.append(http)
     return ports
 

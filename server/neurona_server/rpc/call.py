@@ -229,9 +229,8 @@ class BaseCall:
 
     @property
     def trace_id(self) -> str:
-        return (
-            self.trace.trace_id if self.trace is not None else _trace_id_of(self._read_metadata())
-        )
+        own = self.trace.trace_id if self.trace is not None else ""
+        return own or _trace_id_of(self._read_metadata())
 
     def _read_metadata(self) -> Metadata:
         return (self._metadata() if callable(self._metadata) else self._metadata) or ()
@@ -245,8 +244,8 @@ def request_id_of(metadata: Metadata, trace: Trace | None = None) -> str:
     value = next((value for key, value in metadata if key == REQUEST_ID), "")
     if isinstance(value, str) and _PRINTABLE.fullmatch(value):
         return value
-    trace_id = trace.trace_id if trace is not None else _trace_id_of(metadata)
-    return trace_id or secrets.token_hex(16)
+    trace_id = trace.trace_id if trace is not None else ""
+    return trace_id or _trace_id_of(metadata) or secrets.token_hex(16)
 
 
 def log_fields_of(identity: RequestIdentity | None) -> Mapping[str, str]:

@@ -79,7 +79,11 @@ class DataFields(NamedTuple):
 
 
 class TemplateCache:
-    """Templates of one type of message. Only the transport's thread uses it."""
+    """Templates of one type of message.
+
+    The threads of all transports use it without a lock: each step leaves it in order, and what two
+    of them remember at the same time may be remembered twice, or not at all.
+    """
 
     def __init__(self, data: DataFields) -> None:
         self._data = data
@@ -265,5 +269,5 @@ class FastPath:
         by_template = self._prepared.get(id(model))
         if by_template is None:
             by_template = self._prepared[id(model)] = {}
-            weakref.finalize(model, self._prepared.pop, id(model)).atexit = False
+            weakref.finalize(model, self._prepared.pop, id(model), None).atexit = False
         return by_template

@@ -212,7 +212,7 @@ class Submission(Request):
         model.metrics.record_request("ok" if error is None else error.outcome, seconds)
         if (trace := self.responder.trace) is not None:
             trace.record_outcome(self, model.name, model.version, error)
-            if error is None:
+            if error is None and trace.trace_id:
                 model.metrics.record_exemplar(seconds, trace.trace_id)
         if response is None:
             self.responder.fail(error or ModelFailedError())

@@ -152,7 +152,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._raw = transport
-        transport.set_write_buffer_limits(0)  # drain waits until the kernel has everything
+        # So drain waits until the kernel has everything. With 0, that of TLS would wait for ever.
+        transport.set_write_buffer_limits(high=1, low=0)
         super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
         address = transport.get_extra_info("peername")
         self._peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
@@ -353,7 +354,7 @@ class Connection(HttpToolsProtocol):
         if receiving is not None:  # its body is wrong
             receiving.cycle.disconnected = True
             receiving.cycle.message_event.set()
-            if self._active is None or receiving.cycle.response_started or self.pipeline:
+            if receiving.cycle.response_started or self.pipeline:
                 return  # `_answer` closes the connection
             self._cancel()
         elif not self._is_idle:

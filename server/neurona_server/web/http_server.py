@@ -46,6 +46,7 @@ class HttpServer:
         limits: HttpLimits,
         *,
         reuse_port: bool = False,
+        advice: str = "",
         make_tls_context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Listen, without accepting connections.
@@ -56,6 +57,7 @@ class HttpServer:
             application: Answers each request.
             limits: The bounds; changes apply to later requests.
             reuse_port: Let several processes listen on the same port and share its connections.
+            advice: What to do if the address is not available, for the error.
             make_tls_context: Returns the context for a new connection; None: without TLS.
 
         Raises:
@@ -80,13 +82,13 @@ class HttpServer:
         self.config.load()
         self.state = ServerState()
         self._subject = subject
-        self._sockets = _open_sockets(subject, address, reuse_port=reuse_port)
+        self._sockets = _open_sockets(subject, address, advice, reuse_port=reuse_port)
         self.port: int = self._sockets[0].getsockname()[1]
         self.reserve = DescriptorReserve()
         self._make_tls_context = make_tls_context
         self._connections: set[Connection] = set()
-        self._handshakes: dict[asyncio.Task[object], float] = {}
-        """Connections that are not served yet, with the time from which they make room."""
+        self._handshakes: dict[Connection, asyncio.Task[None]] = {}
+        """Connections that are not served yet, with what makes them ready."""
         self.loop = asyncio.new_event_loop()
         self._draining = asyncio.Event()
         self._drain_seconds = 0.0
@@ -166,6 +168,7 @@ class HttpServer:
 
     def add(self, connection: Connection) -> None:
         """Count a connection that is served now."""
+        self._handshakes.pop(connection, None)
         self._connections.add(connection)
 
     def remove(self, connection: Connection) -> None:
@@ -187,7 +190,7 @@ class HttpServer:
         ]
         for acceptor in acceptors:
             acceptor.start()
-        sweeping = self.loop.create_task(self._sweep())
+        self._sweeping = self.loop.create_task(self._sweep())  # kept: it might be collected
         await self._draining.wait()
         self.closes_connections = True
         for acceptor in acceptors:
@@ -203,40 +206,42 @@ class HttpServer:
         while (self.connection_count or self.state.tasks) and self.loop.time() < end:
             for connection in list(self._connections):
                 connection.abort()
-            for task in list(self._handshakes):
+            for task in list(self._handshakes.values()):
                 task.cancel()
             await asyncio.sleep(0)
-        sweeping.cancel()
-        await asyncio.sleep(0)
+        # What handlers have started and left behind.
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
         self.reserve.close()
 
-    def _connect(self, connection: socket.socket) -> None:
+    def _connect(self, accepted: socket.socket) -> None:
         """Serve a connection that was just accepted."""
-        task = self.loop.create_task(self._shake_hands(connection))
-        self._handshakes[task] = self.loop.time() + self.limits.crowd_head_seconds
-        task.add_done_callback(self._finish_handshake)
+        connection = Connection(self)
+        task = self.loop.create_task(self._shake_hands(accepted, connection))
+        self._handshakes[connection] = task
+        # One that is cancelled before it has begun closes nothing itself.
+        task.add_done_callback(lambda done: accepted.close() if done.cancelled() else None)
 
-    async def _shake_hands(self, connection: socket.socket) -> None:
+    async def _shake_hands(self, accepted: socket.socket, connection: Connection) -> None:
         try:
-            await self._serve_connection(connection)
-        except (OSError, asyncio.CancelledError, ValueError):
-            connection.close()  # the handshake has failed or took too long
-
-    async def _serve_connection(self, connection: socket.socket) -> None:
-        if self._make_tls_context is None:
-            await self.loop.connect_accepted_socket(lambda: Connection(self), connection)
-            return
-        await self.loop.connect_accepted_socket(
-            lambda: Connection(self),
-            connection,
-            ssl=self._make_tls_context(),
-            ssl_handshake_timeout=self.limits.head_timeout,
-            ssl_shutdown_timeout=CLOSING_SECONDS,
-        )
-
-    def _finish_handshake(self, task: asyncio.Task[object]) -> None:
-        self._handshakes.pop(task, None)
-        self.loop.call_soon(self.reserve.refill)
+            if self._make_tls_context is None:
+                await self.loop.connect_accepted_socket(lambda: connection, accepted)
+            else:
+                await self.loop.connect_accepted_socket(
+                    lambda: connection,
+                    accepted,
+                    ssl=self._make_tls_context(),
+                    ssl_handshake_timeout=self.limits.head_timeout,
+                    ssl_shutdown_timeout=CLOSING_SECONDS,
+                )
+        except (OSError, ValueError, asyncio.CancelledError):
+            accepted.close()  # the handshake has failed, took too long or makes room for others
+        finally:
+            self._handshakes.pop(connection, None)
+            self.loop.call_soon(self.reserve.refill)
 
     def _has_room(self) -> bool:
         """Return whether one more connection may be accepted, and close another for it."""
@@ -244,17 +249,15 @@ class HttpServer:
 
     def _end_overdue(self) -> bool:
         """Close the connection that had its time first; return False if none had."""
-        now = self.loop.time()
-        connection = min(self._connections, key=_overdue_at, default=None)
-        task = min(self._handshakes, key=self._handshakes.__getitem__, default=None)
-        if task is not None and self._handshakes[task] <= now:
-            del self._handshakes[task]
-            task.cancel()
-            return True
-        if connection is None or connection.overdue_at > now:
+        candidates = [*self._connections, *self._handshakes]
+        connection = min(candidates, key=_overdue_at, default=None)
+        if connection is None or connection.overdue_at > self.loop.time():
             return False
-        self._connections.discard(connection)
-        connection.abort()
+        if (handshake := self._handshakes.pop(connection, None)) is not None:
+            handshake.cancel()
+        else:
+            self._connections.discard(connection)
+            connection.abort()
         return True
 
     async def _sweep(self) -> None:
@@ -291,7 +294,9 @@ async def _unused_application(_scope: object, _receive: object, _send: object) -
     """Stand in for the application that uvicorn requires: each connection has its own."""
 
 
-def _open_sockets(subject: str, address: str, *, reuse_port: bool) -> list[socket.socket]:
+def _open_sockets(
+    subject: str, address: str, advice: str, *, reuse_port: bool
+) -> list[socket.socket]:
     """Listen on every address that the host resolves to; raise ConfigError if there is none."""
     host, _, port_text = address.rpartition(":")
     port = int(port_text)
@@ -322,5 +327,7 @@ def _open_sockets(subject: str, address: str, *, reuse_port: bool) -> list[socke
     if failure is not None and (in_use or not sockets):
         for one in sockets:
             one.close()
-        raise ConfigError(f"cannot serve {subject} on {address}: {failure.strerror}") from failure
+        raise ConfigError(
+            f"cannot serve {subject} on {address}: {failure.strerror}{advice}"
+        ) from failure
     return sockets

@@ -1,6 +1,7 @@
 """The playground of a real server, in a real browser."""
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -13,18 +14,27 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 from support import onnx_models
+from support.recurrent_models import save_recurrent
 from support.server_process import ServerProcess, free_addresses
 from test_page_alone import HOSTILE
 
-from neurona_protos.prediction_pb2 import InputDescription, ModelMetadata, Task, ValueDescription
+from neurona_protos.prediction_pb2 import (
+    IMAGE_INVERSION_BRIGHT_BORDER,
+    ImageDescription,
+    InputDescription,
+    ModelMetadata,
+    Task,
+    ValueDescription,
+)
 
+TOKEN = "a-token-of-a-person"  # noqa: S105
 ANSWERED = "!!document.querySelector('#answer-content dl')"
 SEVEN = [(0.25, 0.2), (0.5, 0.2), (0.75, 0.2), (0.6, 0.45), (0.5, 0.65), (0.42, 0.9)]
 FOLDER = "a<img src=x onerror=window.broken=1>"
 FORGED = "<b onclick=window.broken=1>bold</b>"
 
 
-def save_ink(path):
+def save_ink(path, image=None):
     """Save a classifier of images of 8 x 8: whether the upper or the lower half has more ink."""
     weights = np.zeros((64, 2), np.float32)
     weights[:32, 0] = weights[32:, 1] = 1 / 64
@@ -35,6 +45,7 @@ def save_ink(path):
     ]
     described = InputDescription(
         name="image",
+        image=image,
         unit="grey level 0..16",
         description="8 x 8 grey levels: 0 is paper, 16 is ink",
     )
@@ -42,9 +53,9 @@ def save_ink(path):
         task=Task.TASK_CLASSIFICATION, answer="probabilities", labels=["upper", "lower"],
         inputs=[described], description="Where the ink is",
     )  # fmt: skip
-    image = {"image": (TensorProto.FLOAT, ["batch", 8, 8])}
+    inputs = {"image": (TensorProto.FLOAT, ["batch", 8, 8])}
     outputs = {"probabilities": (TensorProto.FLOAT, ["batch", 2])}
-    onnx_models.save(path, nodes, image, outputs, {"weights": weights}, metadata)
+    onnx_models.save(path, nodes, inputs, outputs, {"weights": weights}, metadata)
 
 
 def save_mean(path, shape, described, values):
@@ -79,6 +90,10 @@ def save_hostile(path):
 def server(command, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     save_ink(root / "ink" / "1" / "model.onnx")
+    described = ImageDescription(
+        width=8, height=8, white=16, inversion=IMAGE_INVERSION_BRIGHT_BORDER
+    )
+    save_ink(root / "picture" / "1" / "model.onnx", described)
     row = InputDescription(name="x", columns=["area", "built"], date_columns=["built"])
     price = [ValueDescription(name="price", unit="EUR")]
     save_mean(root / "row" / "1" / "model.onnx", ["batch", 2], row, price)
@@ -89,11 +104,29 @@ def server(command, tmp_path_factory):
     loudness = [ValueDescription(name="mean", unit="")]
     save_mean(root / "sound" / "1" / "model.onnx", ["batch", "time"], sound, loudness)
     onnx_models.save_sum(root / "sum" / "1" / "model.onnx")
+    save_recurrent(root / "sums" / "1" / "model.onnx")
     save_hostile(root / "hostile" / "1" / "model.onnx")
     shutil.copytree(root / "hostile", root / FOLDER)  # listed, but not served
     (http_address,) = free_addresses(1)
     with ServerProcess(root, "--http-address", http_address, "--load-check", "false") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def guarded_server(server, tmp_path_factory):
+    """A server that wants a token, and whose token may see one model."""
+    folder = tmp_path_factory.mktemp("guarded")
+    save_ink(folder / "models" / "ink" / "1" / "model.onnx")
+    save_ink(folder / "models" / "secret" / "1" / "model.onnx")
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    (folder / "tokens.toml").write_text(
+        f'[[tokens]]\nname = "person"\nsha256 = "{digest}"\nmodels = ["ink"]\n'
+        'rights = ["predict", "describe"]\n'
+    )
+    (http_address,) = free_addresses(1)
+    flags = ("--http-address", http_address, "--tokens-file", folder / "tokens.toml")
+    with ServerProcess(folder / "models", *flags, "--load-check", "false") as guarded:
+        yield guarded
 
 
 @pytest.fixture
@@ -160,16 +193,20 @@ def test_a_drawing_is_classified_at_once(browser, open_model, screenshot):
     assert browser.errors == []
 
 
-def test_a_picture_is_brought_to_the_levels_of_the_model(browser, open_model):
+@pytest.mark.parametrize("name", ["ink", "picture"])  # decoded by the page, and by the server
+def test_a_picture_is_brought_to_the_levels_of_the_model(browser, open_model, name):
     levels = np.full((40, 40), 255, np.uint8)
     levels[25:35, 10:30] = 0  # ink in the lower half of white paper
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
-    open_model("ink")
+    open_model(name)
     choose_file(browser, "ink.png", file.getvalue(), "image/png")
     browser.wait_until(ANSWERED)
     assert browser.text(".bars .best").split("\n")[0] == "lower"
-    open_model("ink")
+    assert ("base64" in browser.text("#code-content pre")) == (name == "picture")
+    draw(browser, [(0.3, 0.2), (0.7, 0.2), (0.7, 0.3), (0.3, 0.3), (0.3, 0.25), (0.5, 0.9)])
+    browser.wait_until("document.querySelector('.bars .best').innerText.startsWith('upper')")
+    open_model(name)
     choose_file(browser, "no.png", b"no picture", "image/png")
     browser.wait_until("document.body.innerText.includes('not a picture')")
 
@@ -237,6 +274,47 @@ def test_several_inputs_and_raw_tensors_are_json(browser, open_model):
     browser.wait_until("!document.querySelector('#error').hidden")
     assert browser.text("#error").startswith("INVALID_ARGUMENT: ")
     assert "expected" in browser.text("#error")
+
+
+def test_a_recurrent_model_is_asked_about_each_step(browser, open_model, screenshot):
+    open_model("sums")
+    area = "document.querySelector('textarea')"
+    browser.evaluate(
+        f"{area}.value = '1, 1, 0\\n2, 2, 0\\n3, 3, 1\\n4, 4, 1';"
+        f"{area}.dispatchEvent(new Event('input', {{ bubbles: true }}))"
+    )
+    predict(browser)
+    browser.wait_until("document.querySelectorAll('.steps li').length === 4")
+    browser.wait_until("document.querySelector('#steps').innerText.includes('a call for each')")
+    assert browser.text(".steps li").startswith("step 1")
+    texts = browser.evaluate("[...document.querySelectorAll('.steps li')].map(n => n.innerText)")
+    assert len({text.split("\n")[-1] for text in texts}) > 1
+    screenshot("playground-steps")
+
+
+def test_a_token_is_asked_for_and_kept_in_the_tab_only(browser, guarded_server, screenshot):
+    browser.open("about:blank")
+    browser.open(f"http://{guarded_server.http_address}/")
+    browser.wait_until("!document.querySelector('#token-form').hidden")
+    assert browser.evaluate("document.activeElement.id") == "token"
+    browser.write("wrong")
+    browser.press("Enter", "\r")
+    browser.wait_until("!document.querySelector('#notice').hidden")
+    assert browser.evaluate("sessionStorage.length") == 0
+    browser.wait_until("document.querySelector('#token').value === ''")
+    browser.write(TOKEN)
+    browser.press("Enter", "\r")
+    browser.wait_until("document.querySelectorAll('#list li').length === 1")
+    browser.wait_until("!!document.querySelector('#form')")
+    assert "secret" not in browser.text("#list")
+    assert browser.evaluate("document.querySelector('#token-form').hidden")
+    draw(browser, SEVEN)
+    browser.wait_until(ANSWERED)
+    code = browser.text("#code-content pre")
+    assert "NEURONA_TOKEN" in code
+    assert TOKEN not in browser.evaluate("document.documentElement.outerHTML")
+    assert browser.evaluate("localStorage.length + document.cookie.length") == 0
+    screenshot("playground-token")
 
 
 def test_texts_of_a_model_are_never_markup(browser, open_model, screenshot):

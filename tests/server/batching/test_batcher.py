@@ -166,6 +166,11 @@ def test_a_model_without_a_batch_axis_runs_one_by_one_and_gives_its_outputs_whol
     assert [one.answer for one in submitted] == [[6], [6]]
 
 
+def interrupt_turns(batcher):
+    for turn in list(batcher._watchdog.inline.values()):
+        turn.interrupt()
+
+
 class TestARequestWithMoreThanMaxRows:
     def test_is_run_in_parts_and_answered_as_one(self, batcher):
         submitted = SubmittedRequest(batcher, range(20))
@@ -421,7 +426,7 @@ class TestInlineRun:
     @staticmethod
     def interrupted(batcher):
         """Return a model whose runs the watchdog interrupts."""
-        return Puppet(before=lambda _: batcher._inline.interrupt())
+        return Puppet(before=lambda _: interrupt_turns(batcher))
 
     def test_is_not_of_a_group_that_was_not_measured(self, batcher):
         known = SubmittedRequest(batcher, [1])
@@ -463,7 +468,7 @@ class TestInlineRun:
     def test_that_is_interrupted_while_it_fails_runs_its_halves_elsewhere(self, batcher):
         def fail_and_interrupt(inputs):
             if len(inputs["x"]) < 4:
-                batcher._inline.interrupt()
+                interrupt_turns(batcher)
             raise_for_nan(inputs)
 
         submitted = [SubmittedRequest(batcher, [value]) for value in (1, 2, np.nan, 4)]

@@ -2,7 +2,9 @@
 
 import struct
 import threading
+import weakref
 import zlib
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -15,7 +17,7 @@ from support.image_models import DESCRIBED, save_image_models
 from support.in_process_server import InProcessServer
 from support.pictures import COLOUR, GREY, encode
 
-from neurona_client import Client, TensorSpec
+from neurona_client import Client, EncodedImage, InvalidInputError, TensorSpec
 from neurona_client.images import image_to_array
 from neurona_protos.open_inference_pb2 import ModelInferRequest
 from neurona_protos.prediction_pb2 import (
@@ -23,6 +25,7 @@ from neurona_protos.prediction_pb2 import (
     PredictRequest,
     PredictStreamRequest,
     StreamedRequest,
+    UnloadModelRequest,
 )
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.rpc import image_requests
@@ -350,6 +353,21 @@ def test_rows_that_the_queue_would_not_hold_are_not_decoded(server, monkeypatch)
     assert "1024 bytes once it is decoded (expected at most 1000)" in details
 
 
+def test_a_model_is_freed_after_images_of_it_without_the_collector(
+    tmp_path, wait_until, without_collector
+):
+    server = InProcessServer(save_image_models(tmp_path), explicit=True, load_model=["grey"])
+    try:
+        model = weakref.ref(server.registry.resolve("grey"))
+        for images in (strings(PNG), strings(b"bad"), strings(JPEG, PNG)):
+            call = server.prediction.Predict.future(predict_request("grey", images), timeout=20)
+            call.exception()
+        server.models.Unload(UnloadModelRequest(model="grey"), timeout=20)
+        wait_until(lambda: without_collector() or model() is None)
+    finally:
+        server.stop()
+
+
 def test_large_images_wait_for_room():
     workers = ImageWorkers()
     inside = threading.Event()
@@ -375,11 +393,33 @@ def test_without_pillow_the_error_names_the_extra(server, monkeypatch):
     assert predict(server, "grey", strings(PNG)).shape == (1, 8, 8)
 
 
-def test_the_client_reads_a_file_as_the_server_does(server, tmp_path):
+@pytest.fixture(scope="module")
+def client(server):
+    with Client(f"127.0.0.1:{server.port}") as client:
+        yield client
+
+
+def test_the_client_reads_a_file_as_the_server_does(server, client, tmp_path):
     path = tmp_path / "picture.jpg"
     path.write_bytes(JPEG)
-    with Client(f"127.0.0.1:{server.port}") as client:
-        image = client.describe("imagenet").inputs[0].image
-        assert image.shorter_side == 10
-        local = client.predict("imagenet", path, raw_outputs=True)
-    assert np.array_equal(local.outputs["same"], predict(server, "imagenet", strings(JPEG))[0])
+    assert client.describe("imagenet").inputs[0].image.shorter_side == 10
+    local = client.predict("imagenet", path, raw_outputs=True).outputs["same"]
+    assert np.array_equal(local, predict(server, "imagenet", strings(JPEG))[0])
+    for image in (EncodedImage(path), EncodedImage(JPEG)):
+        sent = client.predict("imagenet", image, raw_outputs=True).outputs["same"]
+        assert np.array_equal(sent, local)
+    several = client.predict("imagenet", [EncodedImage(JPEG), EncodedImage(PNG)], raw_outputs=True)
+    assert np.array_equal(several[0].outputs["same"], local)
+    one = client.predict("one", EncodedImage(JPEG), raw_outputs=True)
+    assert one[0].outputs["same"].shape == (4, 6)
+
+
+def test_a_client_without_pillow_lets_the_server_decode(server, client, monkeypatch):
+    expected = predict(server, "grey", strings(PNG))[0]
+    send = client.predict
+    monkeypatch.setattr("neurona_client.inputs._has_pillow", lambda: False)
+    assert np.array_equal(send("grey", PNG, raw_outputs=True).outputs["same"], expected)
+    with pytest.raises(InvalidInputError, match="takes no encoded images"):
+        send("undeclared", EncodedImage(PNG))
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        send("grey", EncodedImage(Path("missing.png")))

@@ -17,7 +17,7 @@ from neurona_training.architectures.vgg import VGG16
 from neurona_training.architectures.xception import Xception
 from neurona_training.data import Split
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.evaluation import evaluate
 from neurona_training.learning.gradient_descent import loss
 from neurona_training.learning.run import Run
@@ -176,7 +176,7 @@ def test_a_few_hundred_digits_are_learned_and_exported(name):
     assert losses[-1] < 0.75 * losses[0]
     accuracy = evaluate(result.network, data)["test_accuracy"]
     assert accuracy > 0.4  # chance: a tenth
-    model = export(result.network, data, model_metadata(data, "", {}, {}))
+    model = export_trained_network(result.network, data, model_metadata(data, "", {}, {}))
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (probabilities,) = session.run(None, {"image": data.test.inputs})
     assert np.mean(probabilities.argmax(axis=1) == data.test.targets) == pytest.approx(accuracy)

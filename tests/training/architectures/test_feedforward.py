@@ -6,7 +6,7 @@ import torch
 
 from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.evaluation import evaluate
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
@@ -27,7 +27,7 @@ def test_a_deep_network_reads_digits_and_is_exported(ask):
     result = recipe.fit(data, settings, Run("feedforward", 0))
     accuracy = evaluate(result.network, data)["test_accuracy"]
     assert accuracy > 0.9
-    model = export(result.network, data, model_metadata(data, "", {}, {}))
+    model = export_trained_network(result.network, data, model_metadata(data, "", {}, {}))
     classes = ask(model, data.test.inputs).argmax(axis=1)
     assert np.mean(classes == data.test.targets) == accuracy
 

@@ -15,7 +15,7 @@ from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.data.transforms import pad_sequences
 from neurona_training.errors import ExportError, OptionError
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.export.stepwise import export_stepwise, has_stepwise_form, verify_pieces
 from neurona_training.learning.evaluation import predict, rmse
 from neurona_training.learning.gradient_descent import fit
@@ -51,7 +51,7 @@ def ragged():
 
 
 def _exported(network, data):
-    return export(network.eval(), data, model_metadata(data, "a test", {}, {}))
+    return export_trained_network(network.eval(), data, model_metadata(data, "a test", {}, {}))
 
 
 def _untrained(cell, data):

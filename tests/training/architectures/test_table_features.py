@@ -7,7 +7,7 @@ import torch
 from neurona_training.architectures.table_features import TableFeatures
 from neurona_training.data import Dataset, Input, Split, Value
 from neurona_training.export.metadata import describe_scaling, model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.evaluation import evaluate
 from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
@@ -58,7 +58,7 @@ def test_the_defaults_of_a_table_follow_its_steps_and_are_exported(prices, ask):
         errors[columns] = evaluate(network, prices)["test_rmse"]
         if columns == "pieces":
             assert "28 pieces of columns" in describe_scaling(network)
-            model = export(network, prices, model_metadata(prices, "", {}, {}))
+            model = export_trained_network(network, prices, model_metadata(prices, "", {}, {}))
             answers = ask(model, prices.test.inputs)
             rmse = np.sqrt(np.mean((answers - prices.test.targets) ** 2))
             assert rmse == pytest.approx(errors[columns], rel=1e-4)

@@ -9,7 +9,7 @@ from neurona_training.architectures.network_options import NetworkOptions
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.data.transforms import pad_sequences
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.evaluation import accuracy, predict
 from neurona_training.learning.run import Hyperparameters, Run
 from neurona_training.recipes import RECIPES
@@ -19,7 +19,7 @@ from neurona_training.recipes.settings import Settings
 def _fit_and_export(data, epochs):
     hyperparameters = Hyperparameters(epochs=epochs, batch_rows=16, learning_rate=1e-2)
     result = RECIPES["gru"].fit(data, Settings(hyperparameters), Run(data.name, 0))
-    model = export(result.network, data, model_metadata(data, "a test", {}, {}))
+    model = export_trained_network(result.network, data, model_metadata(data, "a test", {}, {}))
     return result.network, onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 

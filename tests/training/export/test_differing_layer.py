@@ -13,13 +13,13 @@ from neurona_training.architectures.recurrent import Recurrent
 from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.recipes import RECIPES
 
 
 def _failure(network, data):
     with pytest.raises(ExportError) as caught:
-        export(network, data, model_metadata(data, "a test", {}, {}))
+        export_trained_network(network, data, model_metadata(data, "a test", {}, {}))
     return str(caught.value)
 
 

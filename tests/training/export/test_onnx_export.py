@@ -13,7 +13,7 @@ from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
 from neurona_training.export import parity
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import OPSET, export
+from neurona_training.export.onnx_export import OPSET, export_trained_network
 from neurona_training.export.parity import verify_parity
 
 
@@ -36,7 +36,7 @@ def good(untrained, sequences):
 
 
 def _export(network, data):
-    return export(
+    return export_trained_network(
         network, data, model_metadata(data, "a test", {"test_rows": 1}, {"recipe": "none"})
     )
 

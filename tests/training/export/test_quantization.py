@@ -15,7 +15,7 @@ from neurona_training.data.sources import digits
 from neurona_training.errors import ExportError
 from neurona_training.export import quantization
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.evaluation import accuracy, evaluate
 from neurona_training.recipes import RECIPES
 
@@ -29,7 +29,9 @@ def data():
 def model(data):
     torch.manual_seed(0)
     network = RECIPES["lenet5"].network(data, NetworkOptions()).eval()
-    return export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
+    return export_trained_network(
+        network, data, model_metadata(data, "a test", evaluate(network, data), {})
+    )
 
 
 @pytest.mark.parametrize(("variant", "part"), [("float16", 0.6), ("int8", 0.4)])
@@ -68,7 +70,9 @@ def test_a_network_without_large_products_is_rejected(data):
             return image.mean(dim=(1, 2))[:, None] * self.weight
 
     network = Sum()
-    model = export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
+    model = export_trained_network(
+        network, data, model_metadata(data, "a test", evaluate(network, data), {})
+    )
     with pytest.raises(ExportError, match="int8 is not possible: no weights of large products"):
         quantization.make_variant("int8", model, data)
     quantization.make_variant("float16", model, data)
@@ -96,7 +100,9 @@ def test_scaling_stays_in_float32():
     data = Dataset("sums", "made here", *parts, input=features, values=(Value("sum", "EUR"),))
     torch.manual_seed(0)
     network = RECIPES["mlp"].network(data, NetworkOptions()).eval()
-    model = export(network, data, model_metadata(data, "a test", evaluate(network, data), {}))
+    model = export_trained_network(
+        network, data, model_metadata(data, "a test", evaluate(network, data), {})
+    )
     smaller, _ = quantization.make_variant("float16", model, data)
     outputs, expected = quantization.run_model(smaller, data), quantization.run_model(model, data)
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=0.01 * targets.std())

@@ -10,7 +10,7 @@ from torch import nn
 from neurona_training.data import LENGTHS, Dataset, Input, Split, Value
 from neurona_training.errors import DataError, ExportError
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.evaluation import predict
 from neurona_training.learning.run import Hyperparameters, Run
 from neurona_training.recipes.recipe import Recipe
@@ -57,7 +57,7 @@ def ragged():
 
 
 def _export(network, data):
-    return export(network.eval(), data, model_metadata(data, "a test", {}, {}))
+    return export_trained_network(network.eval(), data, model_metadata(data, "a test", {}, {}))
 
 
 def test_lengths_are_learned_from_exported_and_described(ragged):

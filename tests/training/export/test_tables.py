@@ -11,7 +11,7 @@ from neurona_training.architectures.input_layers import Features
 from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.export.parity import caller_inputs
 from neurona_training.export.quantization import make_variant, run_model
 
@@ -43,7 +43,7 @@ def network(loaded):
 def model(loaded, network):
     data = loaded.caller_view
     described = model_metadata(data, "a table", {"test_rmse": 1.0}, {})
-    return export(EncodedColumns(network, loaded.encoding), data, described)
+    return export_trained_network(EncodedColumns(network, loaded.encoding), data, described)
 
 
 def test_the_file_takes_what_a_caller_sends(loaded, network, model):

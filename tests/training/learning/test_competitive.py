@@ -10,7 +10,7 @@ from neurona_training.architectures.neocognitron import CCells, Neocognitron, SC
 from neurona_training.data import Split
 from neurona_training.errors import FitError
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.competitive import learn_competitively
 from neurona_training.learning.evaluation import evaluate, predict
 from neurona_training.learning.run import Run
@@ -107,7 +107,7 @@ def test_the_same_seed_learns_the_same(digits):
 
 
 def test_the_trained_network_is_exported(fit_result, digits, ask):
-    model = export(fit_result.network, digits, model_metadata(digits, "", {}, {}))
+    model = export_trained_network(fit_result.network, digits, model_metadata(digits, "", {}, {}))
     probabilities = ask(model, digits.test.inputs)
     accuracy = np.mean(probabilities.argmax(axis=1) == digits.test.targets)
     assert accuracy == evaluate(fit_result.network, digits)["test_accuracy"]

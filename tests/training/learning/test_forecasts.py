@@ -15,7 +15,7 @@ from neurona_training.data.user.load import load_user_data
 from neurona_training.data.user.spec import UserData
 from neurona_training.errors import OptionError
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.evaluation import evaluate, predict, rmse
 from neurona_training.learning.forecasts import fit_strength
 from neurona_training.learning.gradient_descent import loss, target_unit
@@ -302,4 +302,4 @@ def test_a_series_in_tiny_units_is_exported(tmp_path):
         values.append(1.2 * values[-1] - 0.5 * values[-2] + random.normal())
     data = _load(tmp_path, 1e-21 * np.array(values))
     network = add_intervals(Forecast("gru", data, hidden=4).eval(), data, 0.9)
-    assert export(network, data, model_metadata(data, "a test", {}, {}))
+    assert export_trained_network(network, data, model_metadata(data, "a test", {}, {}))

@@ -12,7 +12,7 @@ from neurona_training.architectures.recurrent import LastState
 from neurona_training.baselines.comparison import Comparison
 from neurona_training.data import Dataset, Input, Split
 from neurona_training.export.metadata import model_metadata
-from neurona_training.export.onnx_export import export
+from neurona_training.export.onnx_export import export_trained_network
 from neurona_training.learning.run import FitResult, Hyperparameters
 from neurona_training.report.latency import (
     BATCH_ROWS,
@@ -57,7 +57,7 @@ def recurrent_results():
         metadata=described,
         files={"float32": (1, described)},
         seconds=1.0,
-        model=export(network, data, described),
+        model=export_trained_network(network, data, described),
     )
 
 
@@ -90,7 +90,7 @@ def test_the_plot_shows_both_curves_in_milliseconds(recurrent_results):
 def test_networks_without_steps_have_no_section(finished_run, recurrent_results):
     assert latency_section(dataclasses.replace(recurrent_results, model=b"")) is None
     dense = finished_run("mlp", "xor", None)
-    content = export(dense.network, dense.data, dense.metadata)
+    content = export_trained_network(dense.network, dense.data, dense.metadata)
     assert latency_section(dataclasses.replace(dense, model=content)) is None
 
 

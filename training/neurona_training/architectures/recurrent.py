@@ -6,7 +6,8 @@ Computation 9, 1997), with the forget gate of F. Gers and others (2000); GRU is 
 others' (Learning Phrase Representations using RNN Encoder-Decoder, 2014).
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -234,7 +235,7 @@ class RecurrentNodes(nn.Module):
         """Emits the ONNX operators; only shapes are computed."""
         states = sequence.transpose(0, 1)  # ONNX has time first
         for node in self.nodes:
-            states, last = node(states, lengths)
+            states, last, *_ = node(states, lengths)
         # The directions' states beside each other, as torch has them.
         state: Tensor = last.transpose(0, 1).flatten(1) if len(last) > 1 else last.squeeze(0)
         return state
@@ -269,18 +270,33 @@ class RecurrentNode(nn.Module):
 
         self.register_buffer("w", of_directions("weight_ih"))
         self.register_buffer("r", of_directions("weight_hh"))
-        biases = [of_directions("bias_ih"), of_directions("bias_hh")]
-        self.register_buffer("b", torch.cat(biases, dim=1))
+        if layers.bias:
+            biases = [of_directions("bias_ih"), of_directions("bias_hh")]
+            self.register_buffer("b", torch.cat(biases, dim=1))
+        else:
+            self.register_buffer("b", self.w.new_zeros(self.directions, 2 * self.w.shape[1]))
+        self.attributes: dict[str, Any] = dict(_ATTRIBUTES[operator])
+        if layers.mode == "RNN_RELU":
+            self.attributes["activations"] = ["Relu"] * self.directions
 
     def _reorder(self, weight: Tensor) -> Tensor:
         gates = weight.detach().chunk(len(_GATES[self.operator]))
         return torch.cat([gates[index] for index in _GATES[self.operator]])
 
-    def forward(self, sequence: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Emits the operator: (time, rows, features) -> all states and the last one.
+    def forward(
+        self, sequence: Tensor, lengths: Tensor | None = None, initial: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """Emits the operator: (time, rows, features) -> all states and the last ones.
+
+        Args:
+            sequence: (time, rows, features).
+            lengths: of each row; None if all have the same.
+            initial: the states before the first step, (directions, rows, hidden) each; none are
+                zeros.
 
         Returns:
-            (time, rows, directions * hidden) and (directions, rows, hidden).
+            (time, rows, directions * hidden), and (directions, rows, hidden) for each state: what
+            the network shows, of an LSTM also its memory.
         """
         time, rows = sequence.shape[:2]
         all_states_shape = (time, self.directions, rows, self.hidden)
@@ -288,22 +304,22 @@ class RecurrentNode(nn.Module):
         shapes = [all_states_shape, last_state_shape]
         if self.operator == "LSTM":
             shapes.append(last_state_shape)  # of the memory cell
-        inputs = [sequence, self.w, self.r, self.b]
-        if lengths is not None:
+        inputs: list[Tensor | None] = [sequence, self.w, self.r, self.b]
+        if lengths is not None or initial:
             inputs.append(lengths)  # which ONNX calls sequence_lens, int32
         outputs = torch.onnx.ops.symbolic_multi_out(
             self.operator,
-            inputs,
+            [*inputs, *initial],
             {
                 "hidden_size": self.hidden,
                 "direction": "bidirectional" if self.directions > 1 else "forward",
-                **_ATTRIBUTES[self.operator],
+                **self.attributes,
             },
             dtypes=[sequence.dtype] * len(shapes),
             shapes=shapes,
             version=OPERATOR_OPSET,
         )
-        every, last = outputs[:2]
+        every, *last = outputs
         if self.directions == 1:
-            return every.squeeze(1), last
-        return every.transpose(1, 2).flatten(2), last
+            return every.squeeze(1), *last
+        return every.transpose(1, 2).flatten(2), *last

@@ -3,6 +3,7 @@
 neurona-train lenet5                          the default data set, as model `lenet5`
 neurona-train lenet5 --data mnist             another one, as model `lenet5-mnist`
 neurona-train lenet5 --data flowers/          own data, here a folder of images for each class
+neurona-train verify x.onnx --against x.pt2   any ONNX file against what it was made from
 torchrun --nproc-per-node 2 -m neurona_training.cli.main lenet5     in two processes
 """
 
@@ -23,6 +24,7 @@ from neurona_training.cli.pipeline import Arguments
 from neurona_training.cli.seeds import train_other_seeds
 from neurona_training.cli.tables import listing, results_table
 from neurona_training.cli.tuning import check_one_process, tune_settings
+from neurona_training.cli.verification import VERIFY, parse_verify, run_verify
 from neurona_training.errors import TrainingError
 from neurona_training.export.files import check_writable
 from neurona_training.recipes import RECIPES
@@ -46,6 +48,9 @@ def _run(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] == COMPARE:
         return _print_lines(run_compare(parse_compare(argv[1:])))
+    if argv and argv[0] == VERIFY:
+        lines, status = run_verify(parse_verify(argv[1:]))
+        return _print_lines(lines) or status
     command = parse(argv)
     if command is None:
         return _print_lines(listing())

@@ -445,12 +445,12 @@ def _origin(user_data: UserData | None) -> dict[str, str]:
 
 def export_model(arguments: Arguments, trained: TrainedModel, path: Path) -> bytes:
     """Writes model.onnx, and step.onnx for a recurrent network; returns the former."""
-    from neurona_training.export.onnx_export import export
+    from neurona_training.export.onnx_export import export_trained_network
     from neurona_training.export.stepwise import STEP_FILE, export_stepwise, has_stepwise_form
     from neurona_training.learning.progress_bar import status_line
 
     status_line(f"{arguments.name}: exporting, and comparing ONNX Runtime with torch")
-    model = export(trained.network, trained.data, trained.metadata)
+    model = export_trained_network(trained.network, trained.data, trained.metadata)
     write_file(model, path)
     step_path = path.with_name(STEP_FILE)
     if has_stepwise_form(trained.network):

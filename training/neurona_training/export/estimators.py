@@ -68,8 +68,8 @@ def export_baseline(
         level: of the prediction intervals that a regression answers too; 0 for none.
 
     Returns:
-        An ONNX file with the inputs and the output that `onnx_export.export` gives a network's,
-        and its metadata, with the metrics of the file itself on the test rows.
+        An ONNX file with the inputs and the output that a network's has, and its metadata, with
+        the metrics of the file itself on the test rows.
 
     Raises:
         ExportError: skl2onnx is not installed or cannot convert the estimator, or the graph

@@ -38,6 +38,17 @@ def output_name(data: Dataset) -> str:
     return PROBABILITIES if data.is_classification else VALUE
 
 
+def tool_versions() -> dict[str, str]:
+    """The packages that make and verify a file, for its provenance."""
+    return {
+        "torch": _package_version("torch"),
+        "exporter": f"torch.onnx (dynamo), onnxscript {_package_version('onnxscript')}",
+        "onnx": _package_version("onnx"),
+        "onnxruntime": _runtime_version(),
+        "neurona": _package_version("neurona"),
+    }
+
+
 def model_metadata(
     data: Dataset,
     description: str,
@@ -54,13 +65,6 @@ def model_metadata(
         provenance: how the network was trained.
         bounds: of prediction intervals, the outputs that follow the values.
     """
-    tools = {
-        "torch": _package_version("torch"),
-        "exporter": f"torch.onnx (dynamo), onnxscript {_package_version('onnxscript')}",
-        "onnx": _package_version("onnx"),
-        "onnxruntime": _runtime_version(),
-        "neurona": _package_version("neurona"),
-    }
     splits = {
         "data_set": data.name,
         "data": data.source,
@@ -69,7 +73,7 @@ def model_metadata(
         "validation_rows": len(data.validation),
         "test_rows": len(data.test),
     }
-    entries = {**provenance, **splits, **tools}
+    entries = {**provenance, **splits, **tool_versions()}
     return ModelMetadata(
         task=TASK_CLASSIFICATION if data.is_classification else TASK_REGRESSION,
         description=description,

@@ -1,11 +1,16 @@
-"""A trained network as one ONNX file, everything inside the graph and verified."""
+"""A trained network as one ONNX file, everything inside the graph and verified.
+
+`export_trained_network` exports a recipe's network, `module_export.export` any module; both by
+`to_onnx`.
+"""
 
 import contextlib
 import copy
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import onnx
 import torch
@@ -26,6 +31,7 @@ from neurona_training.export.parity import (
 
 OPSET = 20
 
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
 _DYNAMIC_AXES = ("batch", "time")  # of any size
 _ML_DOMAIN, _ML_VERSION = "ai.onnx.ml", 4  # LabelEncoder is of ONNX's classic machine learning
 
@@ -50,7 +56,7 @@ class _WithLastStep(nn.Module):
         return output
 
 
-def export(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes:
+def export_trained_network(network: nn.Module, data: Dataset, described: ModelMetadata) -> bytes:
     """Exports a network to ONNX and verifies it on ONNX Runtime.
 
     Axes called "batch" and "time" are of any size, the same in every input. An input with
@@ -85,9 +91,9 @@ def _export_verified(
 
     Raises:
         DifferenceError: only with `optimise`: outputs differ from the network's.
-        ExportError: see `export`.
+        ExportError: see `export_trained_network`.
     """
-    model = export_graph(_simplify(complete), data, [output_name(data)], optimise=optimise)
+    model = export_graph(simplify(complete), data, [output_name(data)], optimise=optimise)
     add_string_lookups(model, data.inputs)
     scopes = read_module_scopes(model)
     content = serialise(model, described)
@@ -142,7 +148,7 @@ def add_string_lookups(model: onnx.ModelProto, inputs: Sequence[Input]) -> None:
         model.opset_import.append(onnx.helper.make_opsetid(_ML_DOMAIN, _ML_VERSION))
 
 
-def _simplify(network: nn.Module) -> nn.Module:
+def simplify(network: nn.Module) -> nn.Module:
     """Copies the network, with each module that has a simpler equivalent replaced by it."""
     simple = copy.deepcopy(network)
     for name, module in list(simple.named_modules()):
@@ -172,32 +178,129 @@ def export_graph(
     )
     # Two rows: torch takes a size of 1 in the example for a size that is always 1.
     example = tuple(torch.from_numpy(array[[0, -1]]) for array in data.test.arrays)
+    axes = {
+        described.name: [axis if axis in _DYNAMIC_AXES else "" for axis in described.axes]
+        for described in data.inputs
+    }
+    return to_onnx(
+        network,
+        axes,
+        output_names,
+        example=example,
+        dynamic_shapes=(dynamic,),  # of the one parameter *inputs
+        optimise=optimise,
+    )
+
+
+def torch_program(
+    network: nn.Module, example: tuple[Tensor, ...], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """Traces a module.
+
+    Args:
+        network: in evaluation mode.
+        example: its arguments.
+        dynamic_shapes: which axes are of any size, as `torch.export.export` takes them.
+
+    Raises:
+        ExportError: torch cannot trace the module.
+    """
+    try:
+        with _quiet_exporter():
+            return torch.export.export(
+                network, example, dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except ExportError:
+        raise
+    except Exception as error:  # it raises whatever its passes raise
+        raise ExportError(f"torch cannot export the network: {_explain(error)}") from error
+
+
+def to_onnx(
+    network: nn.Module | torch.export.ExportedProgram,
+    axes: Mapping[str, Sequence[str]],
+    output_names: Sequence[str],
+    *,
+    example: tuple[Tensor, ...] = (),
+    dynamic_shapes: Any = None,
+    opset: int = OPSET,
+    optimise: bool = True,
+) -> onnx.ModelProto:
+    """Converts a module to an ONNX graph.
+
+    Args:
+        network: in evaluation mode, or a program that `torch_program` traced.
+        axes: by input, in order: the name of each axis of any size, "" of an axis of one size.
+        output_names: a name for each output.
+        example: the module's arguments; none for a program.
+        dynamic_shapes: which axes are of any size; none for a program.
+        opset: version of ONNX's operators.
+        optimise: whether constants are folded, and nodes left out that change nothing.
+
+    Raises:
+        ExportError: an operator has no ONNX form, or the conversion fails otherwise.
+    """
     try:
         with _quiet_exporter():
             exported = torch.onnx.export(
                 network,
                 example,
                 dynamo=True,
-                opset_version=OPSET,
-                input_names=[described.name for described in data.inputs],
+                opset_version=opset,
+                input_names=list(axes),
                 output_names=list(output_names),
-                dynamic_shapes=(dynamic,),  # of the one parameter *inputs
+                dynamic_shapes=dynamic_shapes,
                 verbose=False,
                 optimize=optimise,
             )
-    except Exception as error:  # the exporter raises whatever its passes raise
-        reason = " ".join(str(error).split())[:500]
-        raise ExportError(f"torch cannot export the network: {reason}") from error
+    except Exception as error:  # see above
+        raise ExportError(f"torch cannot export the network: {_explain(error)}") from error
     # None is what the older exporter returns, without dynamo=True.
-    return cast(torch.onnx.ONNXProgram, exported).model_proto
+    model = cast(torch.onnx.ONNXProgram, exported).model_proto
+    _name_axes(model, axes)
+    return model
+
+
+def _name_axes(model: onnx.ModelProto, axes: Mapping[str, Sequence[str]]) -> None:
+    """Gives axes of any size their names instead of torch's symbols, in place."""
+    names: dict[str, str] = {}
+    for graph_input in model.graph.input:
+        dimensions = graph_input.type.tensor_type.shape.dim
+        for dimension, name in zip(dimensions, axes[graph_input.name], strict=True):
+            if dimension.dim_param and name:
+                names[dimension.dim_param] = name
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:  # perhaps a formula, such as s16//2 + 1
+                dimension.dim_param = re.sub(
+                    r"\w+", lambda word: names.get(word[0], word[0]), dimension.dim_param
+                )
+
+
+def _explain(error: Exception) -> str:
+    """The reason on one line, with what to do where the exporter's errors are known."""
+    text = " ".join(str(error).split())
+    operators = sorted(
+        set(re.findall(r"No ONNX function found for <OpOverload\(op='([^']+)'", text))
+    )
+    if operators:
+        return f"operator without an ONNX form: {', '.join(operators)} (expected other operators)"
+    if "data-dependent" in text:
+        place = re.search(r'File "[^"]*?([^"/\\]+)", line (\d+), in (\w+) (.{0,120})', text)
+        where = f" at {place[1]}:{place[2]} in {place[3]}" if place else ""
+        return (
+            f"forward branches or takes a size on the values of a tensor{where} "
+            "(expected torch.where or torch.cond, and sizes from shapes alone)"
+        )
+    return text[:500]
 
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Suppresses the exporter's messages that do not concern the network."""
     # torch.onnx reports that torchvision's operators, which are not used, are absent, and
-    # onnxscript which constants it does not fold.
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    # onnxscript which constants it does not fold, and torch.fx what an error says too.
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", _SHAPES)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -205,6 +308,8 @@ def _quiet_exporter() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch.export uses a class of torch's own that torch 2.13 has deprecated.
             warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
+            # nn.RNN, GRU and LSTM set their weights anew where they are moved.
+            warnings.filterwarnings("ignore", r"(?s).*assigned during export", UserWarning)
             # An axis of the same size in two inputs has the same name in both, as intended.
             warnings.filterwarnings("ignore", r".*The axis name: \w+ will not be used", UserWarning)
             yield

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 
 from neurona_training.data import LENGTHS, Dataset, Input
 from neurona_training.errors import ExportError
+from neurona_training.export.tensor_comparison import Tolerance
 
 BATCH_SIZES = (1, 2, 7, 32)
 SEQUENCE_LENGTHS = (1, 5, 8, 13, 40)  # steps
-
-RELATIVE_TOLERANCE = 1e-4  # the largest difference, as a fraction of the output ...
-TOLERANCE_OF_LARGEST = 1e-5  # ... plus this fraction of the largest output, for those near 0
 
 Arrays = tuple[NDArray[Any], ...]  # one for each input, in the order of Dataset.inputs
 ModuleScopes = Mapping[str, frozenset[str]]  # by tensor, the modules around its node
@@ -101,9 +99,8 @@ def verify_parity(model: bytes, network: nn.Module, data: Dataset) -> None:
 
 def differs(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
     """Whether outputs of the same shape differ by more than float32 explains."""
-    allowed = RELATIVE_TOLERANCE * np.abs(expected) + TOLERANCE_OF_LARGEST * np.abs(expected).max()
     # not: any(>), which would let NaN pass
-    return not bool((np.abs(actual - expected) <= allowed).all())
+    return not bool((np.abs(actual - expected) <= Tolerance().allowed(expected)).all())
 
 
 def caller_inputs(arrays: Arrays, data: Dataset) -> dict[str, NDArray[Any]]:

@@ -56,7 +56,7 @@ def make_variant(variant: str, model: bytes, data: Dataset) -> tuple[bytes, Mode
 
     Args:
         variant: "float16" or "int8".
-        model: a file that `export` returned.
+        model: a file that `export_trained_network` returned.
         data: the test rows.
 
     Returns:

@@ -63,6 +63,7 @@ class Region(ABC):
         self.name = name
         self.byte_size = byte_size
         self.memory = memory
+        self.is_unregistered = False
 
     @property
     @abstractmethod
@@ -121,9 +122,16 @@ class Regions:
     def __len__(self) -> int:
         return sum(map(len, self._regions.values()))
 
-    def hold(self, regions: Iterable[Region]) -> None:
-        """Count a request that uses regions. For the thread that unregisters them only."""
+    def hold(self, regions: Sequence[Region]) -> None:
+        """Count a request that uses regions.
+
+        Raises:
+            NotFoundError: One was unregistered since it was looked up, by another transport.
+        """
         with self._lock:
+            for region in regions:
+                if region.is_unregistered:
+                    raise _missing_region(region.name)
             self._users.update(regions)
 
     def release(self, regions: Iterable[Region], respond: Callable[[], None]) -> None:
@@ -218,6 +226,8 @@ class Regions:
             names = [name] if name else [*own]
             names = [each for each in names if each in own and own[each].kind is kind]
             regions = [own.pop(each) for each in names]
+            for region in regions:
+                region.is_unregistered = True
             if not own:
                 self._regions.pop(owner, None)
             in_use = [region for region in regions if self._users[region]]
@@ -259,7 +269,7 @@ class Regions:
         """
         region = self._regions.get(owner, {}).get(name)
         if region is None:
-            raise NotFoundError(f"Unable to find shared memory region: {quoted(name)}")
+            raise _missing_region(name)
         if offset + byte_size > region.byte_size:
             invalid = "offset" if offset >= region.byte_size else "offset + byte size"
             raise InvalidArgumentError(
@@ -283,6 +293,10 @@ class Regions:
         ]
         if any(one.memory == region.memory for one in others):
             raise PermissionDeniedError(f"{region.description} has regions of another caller")
+
+
+def _missing_region(name: str) -> NotFoundError:
+    return NotFoundError(f"Unable to find shared memory region: {quoted(name)}")
 
 
 def _close(regions: Iterable[Region], respond: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ import { parseTiming } from "./api.js";
 import { range, ticks } from "./charts.js";
 import { matching } from "./model_list.js";
 import { beginnings, cutTensors } from "./steps.js";
+import { snippet } from "./snippets.js";
 import { mixChannels, readWav } from "./sound.js";
 
 test("Server-Timing is read with its texts", () => {
@@ -60,4 +61,29 @@ test("a file that is no WAV is named, and so is one that is cut off", () => {
   assert.throws(() => readWav(bytes("RIFF....WAVE")), /no samples/);
   assert.throws(() => readWav(bytes("RIFF....WAVEdata\x02\x00\x00\x00\x00\x00")), /before their format/);
   assert.deepEqual(mixChannels([Float32Array.of(1, 0), Float32Array.of(0, 0)]), Float32Array.of(0.5, 0));
+});
+
+test("code for a server with tokens reads one from the environment, and uses TLS", () => {
+  const tensors = [{ name: "x", dtype: "DATA_TYPE_FLOAT", shape: [1, 1], values: [1] }];
+  const call = { model: "m", task: "TASK_TENSORS", tensors };
+  const server = { grpc: "h:1", http: "https://h:2/", tls: true, tokens: true };
+  const [python, curl, grpcurl, node] = ["python", "curl", "grpcurl", "node"].map((one) => snippet(one, call, server));
+  assert.match(python, /Client\("h:1", token=os.environ\["NEURONA_TOKEN"\], tls=True\)/);
+  assert.match(python, /^import os$/m);
+  assert.match(curl, /-H "Authorization: Bearer \$NEURONA_TOKEN"/);
+  assert.match(grpcurl, /-H "Authorization: Bearer \$NEURONA_TOKEN"/);
+  assert.doesNotMatch(grpcurl, /-plaintext/);
+  assert.match(node, /new Client\("h:1", \{ token: process.env.NEURONA_TOKEN, tls: true \}\)/);
+});
+
+test("texts in code are data, whatever is in them", () => {
+  const hostile = "'; rm -rf / #\" \\ ` $(x) \n\u2028";
+  const tensors = [{ name: hostile, dtype: "DATA_TYPE_STRING", shape: [1], values: [hostile] }];
+  const call = { model: hostile, task: "TASK_TENSORS", tensors };
+  const server = { grpc: "h:1", http: "http://h:2/", tls: false, tokens: false };
+  const curl = snippet("curl", call, server);
+  assert.ok(curl.includes("'\\''; rm -rf / #"));
+  for (const language of ["python", "node"]) {
+    for (const line of snippet(language, call, server).split("\n")) assert.doesNotMatch(line, /^\s*;? ?rm /);
+  }
 });

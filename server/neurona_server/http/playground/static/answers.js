@@ -144,7 +144,7 @@ function plain(value) {
 /** What a call took, and what answered it: pairs of a name and a text. */
 export function factsOf({ answer, roundTrip, timing, sent, received }, version) {
   const facts = [["round trip", formatMs(roundTrip)]];
-  for (const [key, name] of [["queue", "queue"], ["run", "run"]]) {
+  for (const [key, name] of [["total", "in the server"], ["queue", "queue"], ["run", "run"]]) {
     if (timing[key]?.duration !== undefined) facts.push([name, formatMs(timing[key].duration)]);
   }
   const batch = timing.batch?.text ?? timing["batch-size"]?.text ?? timing.batch?.duration ?? timing["batch-size"]?.duration;

@@ -19,10 +19,11 @@ const LEVELS = [
 /** A form whose tensor is an image. `changed(isComplete)` is called when it has another one. */
 export function pictureForm(input, changed) {
   const layout = imageLayout(input) ?? layoutOf(input.image);
-  const isPaper = input.image ? /PAPER|BORDER|BRIGHT/.test(input.image.inversion ?? "") : /0 is paper/.test(input.description);
+  const inversion = input.image?.inversion ?? "";
+  const isPaper = input.image ? /BRIGHT_BORDER|ALWAYS/.test(inversion) : /0 is paper/.test(input.description);
   const state = { picture: null, file: null, isDrawn: false, example: null };
 
-  const canvas = element("canvas", { width: SIDE, height: SIDE, tabindex: "0", role: "img", class: "drawing" });
+  const canvas = element("canvas", { width: SIDE, height: SIDE, role: "img", class: "drawing" });
   canvas.setAttribute("aria-label", `Drawing area of ${input.name}. Draw with a pointer, or choose a file.`);
   const preview = element("canvas", { width: 1, height: 1, class: "pixels", role: "img", "aria-label": "What the model gets" });
   const said = element("p", { class: "hint", role: "status" }, "Draw here, or drop, paste or choose a picture.");
@@ -201,7 +202,7 @@ export function pictureForm(input, changed) {
   function settings() {
     const isImagenet = !isKnown && levels.value === "imagenet";
     const chosen = isKnown ? layout.levels ?? [0, 255] : isImagenet ? [0, 1] : levels.value.split(" ").map(Number);
-    return { levels: chosen, ...(isImagenet ? IMAGENET : {}), paper: isPaper, invert: false, stored: storedSize(input, layout), whole: !isFloat(input.dtype) };
+    return { levels: chosen, ...(isImagenet ? IMAGENET : {}), paper: isPaper && !/ALWAYS/.test(inversion), invert: /ALWAYS/.test(inversion), stored: storedSize(input, layout), whole: !isFloat(input.dtype) };
   }
 
   function values() {
@@ -231,7 +232,7 @@ export function pictureForm(input, changed) {
     async tensors() {
       if (state.example) return [exampleTensor(input)];
       if (!state.picture && !state.isDrawn) throw new Error(`${input.name}: no picture (expected a drawing, or a file)`);
-      if (input.image) return [{ name: input.name, dtype: "DATA_TYPE_STRING", shape: [1], values: [await bytes()] }];
+      if (input.image) return [{ name: input.name, dtype: "DATA_TYPE_STRING", shape: [1], values: [await bytes()], isImage: true }];
       const { values: numbers, shape } = values();
       return [{ name: input.name, dtype: input.dtype, shape: [1, ...shape], values: wholeNumbers(numbers, input.dtype) }];
     },

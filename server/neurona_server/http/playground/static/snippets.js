@@ -1,6 +1,6 @@
 // The call of a form as code: Python, curl, grpcurl and Node. A token is never in it.
 
-import { countOf, encodeTensor, TYPES } from "./tensors.js";
+import { countOf, encodeTensor, toBase64, TYPES } from "./tensors.js";
 
 /** Elements that are written out; more are base64, and more than this many bytes of it a file. */
 const MOST_WRITTEN = 200;
@@ -39,7 +39,7 @@ export const fileName = FILE;
 
 function pythonCode(call, request, isFile, server) {
   const lines = [];
-  const needsNumpy = isFile || call.tensors.some(({ dtype, values }) => dtype !== "DATA_TYPE_STRING" || !values.every(isText));
+  const needsNumpy = call.tensors.some((one) => !isImage(one) && (one.dtype !== "DATA_TYPE_STRING" || !one.values.every(isText)));
   const isCoded = call.tensors.some((tensor) => isFile || isLong(tensor));
   if (isCoded) lines.push("import base64");
   if (isFile) lines.push("import json");
@@ -51,7 +51,9 @@ function pythonCode(call, request, isFile, server) {
     lines.push(`with open(${JSON.stringify(FILE)}) as file:  # saved from the playground`, "    tensors = {tensor[\"name\"]: tensor for tensor in json.load(file)[\"inputs\"]}", "");
     inputs = call.tensors.map((tensor) => [tensor, pythonFromFile(tensor)]);
   } else inputs = call.tensors.map((tensor) => [tensor, pythonValue(tensor)]);
-  lines.push("inputs = {", ...inputs.map(([{ name }, value]) => `    ${JSON.stringify(name)}: ${value},`), "}");
+  // An image is a sample without the batch axis, so the other inputs are too.
+  const sample = call.tensors.some(isImage) ? "[0]" : "";
+  lines.push("inputs = {", ...inputs.map(([one, value]) => `    ${JSON.stringify(one.name)}: ${value}${isImage(one) ? "" : sample},`), "}");
   const options = [JSON.stringify(server.grpc)];
   if (server.tokens) options.push('token=os.environ["NEURONA_TOKEN"]');
   if (server.tls) options.push("tls=True");
@@ -71,10 +73,14 @@ function pythonCode(call, request, isFile, server) {
 }
 
 const isText = (value) => typeof value === "string";
-const isLong = ({ dtype, values }) => dtype !== "DATA_TYPE_STRING" && values.length > MOST_WRITTEN;
+/** An encoded image, which the Python client takes as one sample. */
+const isImage = ({ isImage: flag }) => Boolean(flag);
+/** Whether a tensor is written as base64. */
+const isLong = (tensor) => isImage(tensor) || (tensor.dtype !== "DATA_TYPE_STRING" && tensor.values.length > MOST_WRITTEN);
 
 function pythonValue(tensor) {
   const { dtype, shape, values } = tensor;
+  if (isImage(tensor)) return `base64.b64decode(${JSON.stringify(toBase64(values[0]))})`;
   if (dtype === "DATA_TYPE_STRING") {
     if (values.every(isText)) return pythonList(values, shape, JSON.stringify);
     return `np.array(${pythonList(values, shape, pythonText)}, object)`;
@@ -87,8 +93,9 @@ function pythonValue(tensor) {
   return `np.array(${pythonList(values, shape, (one) => pythonNumber(one, dtype))}, ${type})`;
 }
 
-function pythonFromFile({ name, dtype, shape, values }) {
-  if (dtype === "DATA_TYPE_STRING" && values.length === 1 && !isText(values[0])) {
+function pythonFromFile(tensor) {
+  const { name, dtype, shape, values } = tensor;
+  if (isImage(tensor)) {
     return `base64.b64decode(tensors[${JSON.stringify(name)}]["data"])[4:]`; // after its length
   }
   if (dtype === "DATA_TYPE_STRING") return pythonValue({ dtype, shape, values });
@@ -176,7 +183,7 @@ function nodeValue(tensor, source) {
   const half = { DATA_TYPE_FLOAT16: "float16", DATA_TYPE_BFLOAT16: "bfloat16" }[dtype];
   const type = half ? `, dtype: "${half}"` : "";
   if (dtype === "DATA_TYPE_STRING") {
-    if (source && !values.every(isText)) return `{ data: [bytes(${source}).slice(4)], ${sizes} }`;
+    if (isImage(tensor)) return `{ data: [bytes(${source ?? JSON.stringify(encodeTensor(tensor).data)}).slice(4)], ${sizes} }`; // after its length
     const texts = Array.from(values, (one) => (isText(one) ? JSON.stringify(one) : `Uint8Array.of(${[...one].join(", ")})`));
     return `{ data: [${texts.join(", ")}], ${sizes} }`;
   }

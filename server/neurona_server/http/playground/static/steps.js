@@ -5,12 +5,13 @@ import { lineChart, range } from "./charts.js";
 import { element, formatNumber } from "./dom.js";
 import { groupValues } from "./forms.js";
 import { requestOf } from "./snippets.js";
-import { countOf } from "./tensors.js";
+import { countOf, decodeTensor } from "./tensors.js";
 
 /** Beginnings that are asked about; of a longer sequence they are spread evenly. */
 const MOST_STEPS = 48;
 const CALLS_AT_A_TIME = 4;
 const CLASSES = 5;
+const MOST_LINES = 6;
 
 /** The input with the steps, if a model answers beginnings of its sequence; else null. */
 export function steppedInput(description, inputs) {
@@ -77,12 +78,27 @@ function stepsPicture(lengths, answers, words) {
   if (classified.some(Boolean)) return classPicture(lengths, classified, words);
   const values = answers.map((answer) => answer?.regression?.rows?.[0]?.values?.map(Number));
   const described = answers.find((answer) => answer?.regression)?.regression.values;
-  if (!described) return [];
+  if (!described) return tensorPicture(lengths, answers, words);
   const groups = groupValues(described).filter(({ index }) => index >= 0);
   const lines = groups.map(({ index }) => values.map((row) => row?.[index] ?? NaN));
   const names = groups.map(({ name, unit }) => `${name} ${unit ? `(${unit})` : ""}`.trim());
   const items = listOf(lengths, words, values.map((row) => (row ? groups.slice(0, 3).map(({ index, unit }) => `${formatNumber(row[index])} ${unit}`.trim()).join(", ") : "")));
   return [lineChart({ lines, names, label: "The answer after each step", scale: range(lines.flat()), ends: [lengths[0], lengths.at(-1)] }), items];
+}
+
+/** The numbers of the first output that has few of them, and as many after each step. */
+function tensorPicture(lengths, answers, words) {
+  const outputs = answers.map((answer) => (answer?.outputs ?? []).map(decodeTensor));
+  const isSmall = (i) => outputs.every((list) => !list.length || (countOf(list[i].shape) <= MOST_LINES && list[i].dtype !== "DATA_TYPE_STRING" && list[i].shape.join() === (outputs.find((one) => one.length)[i].shape.join())));
+  const first = outputs.find((list) => list.length);
+  const at = first ? first.findIndex((_, i) => isSmall(i)) : -1;
+  if (at < 0) return [element("p", { class: "hint" }, "The outputs are too large to be drawn after each step.")];
+  const rows = outputs.map((list) => (list.length ? Array.from(list[at].values, Number) : null));
+  const count = countOf(first[at].shape);
+  const lines = Array.from({ length: count }, (_, c) => rows.map((row) => row?.[c] ?? NaN));
+  const names = lines.map((_, c) => `${first[at].name} ${c}`);
+  const texts = rows.map((row) => (row ? row.map(formatNumber).join(", ") : ""));
+  return [lineChart({ lines, names, label: "The output after each step", ends: [lengths[0], lengths.at(-1)] }), listOf(lengths, words, texts)];
 }
 
 function classPicture(lengths, rows, words) {

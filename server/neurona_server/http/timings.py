@@ -1,0 +1,44 @@
+"""How long a request waited and ran, for the header Server-Timing.
+
+The file is alone because a call that is not traced otherwise has this as its trace: what a trace
+learns of a request is all that is needed.
+"""
+
+import time
+
+from neurona_server.telemetry.trace import TracedRequest
+
+
+class CallTimings:
+    """The times of one call (`telemetry.trace.CallTrace`), which belongs to no trace."""
+
+    trace_id = ""
+
+    def __init__(self, entries: dict[str, str]) -> None:
+        """Write the times to `entries`, as parameters of Server-Timing by their names."""
+        self._entries = entries
+
+    def start_request(self, number: int) -> "CallTimings":  # noqa: ARG002  of a stream
+        return self
+
+    def record_outcome(
+        self,
+        request: TracedRequest,
+        model: str,  # noqa: ARG002
+        version: int,  # noqa: ARG002
+        error: Exception | None,
+    ) -> None:
+        """Record the time in the queue, and from there to the response."""
+        now = time.monotonic()
+        if request.queued_at:
+            dequeued_at = request.dequeued_at or now
+            self._entries["queue"] = _duration(dequeued_at - request.queued_at)
+            if request.dequeued_at and error is None:
+                self._entries["run"] = _duration(now - dequeued_at)
+
+    def end(self, error: Exception | None = None) -> None:
+        """Do nothing: the entries are complete."""
+
+
+def _duration(seconds: float) -> str:
+    return f"dur={1000 * max(0.0, seconds):.3f}"
