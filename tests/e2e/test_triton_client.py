@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from support import onnx_models, triton_clients
+from support.certificates import CertificateAuthority
+from support.server_process import ServerProcess, free_addresses, run_neurona_serve
 
+HTTP_DRIVER = Path(__file__).with_name("triton_http_driver.py")
 DRIVER = Path(__file__).with_name("triton_driver.py")
 SCENARIOS = re.findall(r"(?m)^    (\w+),$", DRIVER.read_text().partition("SYNC = (")[2])
 
@@ -50,3 +53,18 @@ def test_a_draining_server_is_not_ready_but_serves(tmp_path, serve):
     assert next(watch).status == HealthCheckResponse.NOT_SERVING
     triton_clients.run(DRIVER, server.address, "draining")
     assert server.stop() == 1  # a second signal
+
+
+def test_over_http_with_tls_and_a_token(tmp_path):
+    onnx_models.save_classifier(tmp_path / "models" / "m" / "1" / "model.onnx")
+    authority = CertificateAuthority(tmp_path, "authority")
+    certificate, key = authority.issue("server")
+    token = "a token must be long".replace(" ", "-")
+    digest = run_neurona_serve("--hash-token", input=token).stdout.strip()
+    tokens = tmp_path / "tokens.toml"
+    rights = '["predict", "describe"]'
+    tokens.write_text(f'[[tokens]]\nname = "n"\nsha256 = "{digest}"\nrights = {rights}\n')
+    flags = ("--http-address", free_addresses(1)[0], "--load-check", "false")
+    flags += ("--tls-certificate", certificate, "--tls-key", key, "--tokens-file", tokens)
+    with ServerProcess(tmp_path / "models", *flags, trusted_ca=authority.certificate) as server:
+        triton_clients.run(HTTP_DRIVER, server.http_address, authority.certificate, token)

@@ -18,7 +18,7 @@ PYTHON = os.environ.get("TRITON_PYTHON") or sys.executable
 
 @functools.cache
 def _is_installed() -> bool:
-    command = [PYTHON, "-c", "import tritonclient.grpc.aio"]
+    command = [PYTHON, "-c", "import tritonclient.grpc.aio, tritonclient.http.aio"]
     if not Path(PYTHON).exists():
         return False
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
@@ -27,7 +27,7 @@ def _is_installed() -> bool:
 def run(*arguments: str | Path, timeout: float = 120) -> str:
     """Run a program and return its output; skips the test if Triton's client is not installed."""
     if not _is_installed():
-        pytest.skip(f"{PYTHON} has no tritonclient[grpc]; name one that has it: TRITON_PYTHON")
+        pytest.skip(f"{PYTHON} has no tritonclient[grpc,http]; name one that has it: TRITON_PYTHON")
     done = subprocess.run(
         [PYTHON, *arguments], check=False, capture_output=True, text=True, timeout=timeout
     )

@@ -2,6 +2,7 @@
 
 import struct
 import threading
+import weakref
 import zlib
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from neurona_protos.prediction_pb2 import (
     PredictRequest,
     PredictStreamRequest,
     StreamedRequest,
+    UnloadModelRequest,
 )
 from neurona_protos.tensors import to_array, to_tensor
 from neurona_server.rpc import image_requests
@@ -349,6 +351,21 @@ def test_rows_that_the_queue_would_not_hold_are_not_decoded(server, monkeypatch)
     code, details = predict_error(server, "grey", strings(*[PNG] * 4))
     assert code == "INVALID_ARGUMENT"
     assert "1024 bytes once it is decoded (expected at most 1000)" in details
+
+
+def test_a_model_is_freed_after_images_of_it_without_the_collector(
+    tmp_path, wait_until, without_collector
+):
+    server = InProcessServer(save_image_models(tmp_path), explicit=True, load_model=["grey"])
+    try:
+        model = weakref.ref(server.registry.resolve("grey"))
+        for images in (strings(PNG), strings(b"bad"), strings(JPEG, PNG)):
+            call = server.prediction.Predict.future(predict_request("grey", images), timeout=20)
+            call.exception()
+        server.models.Unload(UnloadModelRequest(model="grey"), timeout=20)
+        wait_until(lambda: without_collector() or model() is None)
+    finally:
+        server.stop()
 
 
 def test_large_images_wait_for_room():

@@ -5,7 +5,7 @@ to a request like an earlier one differs in its binary data only: `ResponseForm`
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from neurona_server.rpc.fast_path import MessageTemplate
 from neurona_server.rpc.open_inference.messages import DATATYPE_NAMES
 
 _RAW_CONTENTS = ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
+_LARGE = 16 << 10
+"""Bytes from which on a response is parsed without its data, which would be copied."""
+
 _DATATYPES: dict[str, DataType] = {name: number for number, name in DATATYPE_NAMES.items()}
 
 
@@ -65,10 +68,16 @@ class ResponseForm:
         Raises:
             InvalidArgumentError: An output cannot be JSON.
         """
-        head, spans = _detach_contents(response)
-        view = memoryview(response)
-        outputs, binary = [], []
-        contents = iter(spans)
+        spans: list[tuple[int, int]] = []
+        if self.is_binary or self.by_name or len(response) >= _LARGE:
+            head, spans = _detach_contents(response)
+            view = memoryview(response)
+            contents: Iterator[bytes | memoryview] = (view[start:stop] for start, stop in spans)
+        else:  # the bytes are needed once, and need no places
+            head = ModelInferResponse.FromString(response)
+            contents = iter(head.raw_output_contents)
+        outputs: list[dict[str, Any]] = []
+        binary: list[bytes | memoryview] = []
         for tensor in head.outputs:
             output: dict[str, Any] = {
                 "name": tensor.name,
@@ -76,18 +85,18 @@ class ResponseForm:
                 "shape": list(tensor.shape),
             }
             parameters = _plain_parameters(tensor.parameters)
-            start, stop = next(contents)
+            data = next(contents)
             if "shared_memory_region" in parameters:
                 pass  # it has no data here
             elif self.by_name.get(tensor.name, self.is_binary):
-                parameters["binary_data_size"] = stop - start
-                binary.append((start, stop))
+                parameters["binary_data_size"] = len(data)
+                binary.append(data)
             else:
                 output["data"] = write_json_tensor(
                     tensor.name,
                     _DATATYPES[tensor.datatype],
                     math.prod(tensor.shape),
-                    view[start:stop],
+                    data,
                 )
             if parameters:
                 output["parameters"] = parameters
@@ -100,9 +109,9 @@ class ResponseForm:
         text = msgspec.json.encode({**body, "outputs": outputs})
         if not binary:
             return InferBody(text, None)
-        if binary == spans and not head.id and all(start < stop for start, stop in spans):
+        if len(binary) == len(spans) and not head.id and all(binary):
             self._kept = (MessageTemplate(response, spans), text)
-        return InferBody(b"".join([text, *[view[start:stop] for start, stop in binary]]), len(text))
+        return InferBody(b"".join([text, *binary]), len(text))
 
 
 def _detach_contents(response: bytes) -> tuple[ModelInferResponse, list[tuple[int, int]]]:
