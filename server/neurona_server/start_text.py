@@ -261,23 +261,28 @@ def _curl_call(model: Model, inputs: Mapping[str, Any], addresses: ServedAddress
 def _python_call(model: Model, inputs: Mapping[str, Any] | None, addresses: ServedAddresses) -> str:
     arrays = []
     for spec in model.signature.inputs:
-        dtype = _numpy_name(spec)
-        if inputs is not None:
-            array = f"np.array({json_as_python(inputs[spec.name])}, {dtype})"
-        else:
-            array = f"np.ones({example_shape(spec, model)}, {dtype})"
-        arrays.append(f"{spec.name!r}: {array}")
+        values = (
+            f"np.ones({example_shape(spec, model)}"
+            if inputs is None
+            else f"np.array({_python_value(inputs[spec.name])}"
+        )
+        arrays.append(f"{_python_value(spec.name)}: {values}, {_numpy_name(spec)})")
+    address = _python_value(_reachable(addresses.grpc))
+    call = f"predict({_python_value(model.name)}, {{{', '.join(arrays)}}})"
+    # Without single quotes, which the shell has around it.
     program = (
-        "import numpy as np; from neurona_client import Client; "
-        f"print(Client({_reachable(addresses.grpc)!r}).predict({model.name!r}, "
-        f"{{{', '.join(arrays)}}}))"
+        f"import numpy as np; from neurona_client import Client; print(Client({address}).{call})"
     )
     return shlex.join(["python", "-c", program])
 
 
-def json_as_python(value: Any) -> str:
-    """Return a nested list as an expression of Python."""
-    return repr(value).replace("None", "float('nan')")
+def _python_value(value: Any) -> str:
+    """Return nested lists, numbers and texts as an expression of Python, in double quotes."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_python_value, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value)
+    return 'float("nan")' if value is None else repr(value)
 
 
 def _numpy_name(spec: TensorSpec) -> str:

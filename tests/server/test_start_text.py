@@ -139,7 +139,7 @@ def test_an_example_in_the_metadata_is_the_one_of_the_call(tmp_path):
     )
     with run_app([str(path)], {}) as app:
         text = app.app.start_text()
-        assert "[[1.5, float('nan'), 2]]" in shlex.split(text.splitlines()[-1])[2]
+        assert '[[1.5, float("nan"), 2]]' in shlex.split(text.splitlines()[-1])[2]
 
 
 def test_without_a_model_it_says_how_one_is_loaded(tmp_path):

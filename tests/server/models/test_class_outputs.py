@@ -71,6 +71,19 @@ def test_label_and_probability_are_those_of_scikit_learn(client, models, name, k
     np.testing.assert_allclose([row.probability for row in answer], expected, atol=1e-4)
 
 
+def test_double_inputs_need_an_export_without_a_map(tmp_path):
+    model = LogisticRegression(max_iter=300).fit(IRIS.data, NAMES)
+    for name, options in (("map", {}), ("arrays", {id(model): {"zipmap": False}})):
+        exported = to_onnx(model, IRIS.data[:1], options=options)
+        (tmp_path / f"{name}.onnx").write_bytes(exported.SerializeToString())
+    with run_app([str(tmp_path)], {}) as app, Client(app.address) as client:
+        assert client.predict("arrays", IRIS.data[0]).label == "setosa"
+        entry = app.app._registry.entry("map")
+        assert entry.versions[1].reason.endswith(
+            "; export it from float32 inputs, X.astype(numpy.float32), or with zipmap=False"
+        )
+
+
 def test_a_pipeline_with_several_named_inputs(tmp_path):
     columns = ["age", "fare", "embarked", "class"]
     rng = np.random.default_rng(0)

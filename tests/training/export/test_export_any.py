@@ -167,6 +167,7 @@ def images(tmp_path_factory):
     return module, report
 
 
+@pytest.mark.slow
 def test_buffers_hooks_and_training_mode_are_as_in_evaluation(images):
     module, report = images
     before = module[1].running_mean.clone()
@@ -180,6 +181,7 @@ def test_buffers_hooks_and_training_mode_are_as_in_evaluation(images):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_values_units_and_images_are_described(images):
     described = _described(images[1].path)
     assert described.task == TASK_REGRESSION
@@ -245,7 +247,13 @@ _SEQUENCES = torch.linspace(-1, 1, 60).reshape(3, 5, 4)
     [
         (Branches(), _ROWS, {}, r"branches .* on the values of a tensor.*expected torch.where"),
         (Loops(), _SEQUENCES, {"axes": ("batch", "time")}, r"axis 'time' .*fixes it at 5"),
-        (Eigenvalues(), _SEQUENCES, {}, r"operator without an ONNX form: aten.linalg_eig"),
+        pytest.param(
+            Eigenvalues(),
+            _SEQUENCES,
+            {},
+            r"operator without an ONNX form: aten.linalg_eig",
+            marks=pytest.mark.slow,
+        ),
         (Drops(), _ROWS, {}, r"differs between two runs .*dropout with training=True"),
         (FixesRows(), _ROWS, {}, r"rows of the batch on axes \[3, 'batch_1'\]"),
         (Strings(), _ROWS, {}, r"output kind is a str \(expected tensors"),
@@ -295,6 +303,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_difference_names_place_and_layer_and_leaves_the_earlier_file(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"earlier")
     expected = (

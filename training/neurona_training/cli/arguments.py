@@ -65,6 +65,7 @@ examples:
   neurona-train lenet5 --variant float16 --variant int8     smaller files beside the model
   neurona-train mlp --data patients.csv --target outcome --tune 30 --seeds 5
   neurona-train compare mlp feedforward --data patients.csv --target outcome --folds 5
+  neurona-train verify model.onnx --against module.pt2      a file by any exporter
   neurona-train --all --out models                          all models of --list: hours
   neurona-train --table models                              results of all models there
 

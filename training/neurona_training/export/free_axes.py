@@ -119,15 +119,15 @@ def _by_input(
 
 
 def _names(
-    name: str, tensor: Tensor, by_input: AxisNames | None, limits: dict[str, range]
+    name: str, tensor: Tensor, wanted: AxisNames | None, limits: dict[str, range]
 ) -> tuple[str, ...]:
-    if by_input is None:
+    if wanted is None:
         if not tensor.dim():
             return ()
         return (BATCH, *[""] * (tensor.dim() - 1))
-    if isinstance(by_input, str):
+    if isinstance(wanted, str):
         raise ExportError(f"axes of input {name!r} are a text (expected a sequence: ('batch',))")
-    entries = dict(by_input if isinstance(by_input, Mapping) else enumerate(by_input))
+    entries = dict(wanted if isinstance(wanted, Mapping) else enumerate(wanted))
     names = [""] * tensor.dim()
     for at, axis in entries.items():
         if not isinstance(at, int) or not 0 <= at < tensor.dim():

@@ -51,6 +51,12 @@ _PREFIXES = (
 )
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[^\s\"'/\\]*[/\\])+(?=[^\s\"'/\\])")
 
+_HINTS = {
+    ("tensor(double)", "ZipMap"): "export it from float32 inputs, X.astype(numpy.float32), or with "
+    "zipmap=False",
+}
+"""What to do about messages that scikit-learn's exporters cause: by parts of the message."""
+
 # ONNX Runtime looks for external data that it was not given here, where there are none.
 _NOWHERE = os.path.join(os.sep, "nonexistent", "neurona")
 
@@ -104,7 +110,8 @@ def load(
         cancellation.raise_if_cancelled()
         log.info("%s: %s", path, error)
         reason = public_reason(error, path)
-        raise LoadError(f"ONNX Runtime cannot load it: {reason}") from error
+        hints = [hint for parts, hint in _HINTS.items() if all(part in reason for part in parts)]
+        raise LoadError("; ".join([f"ONNX Runtime cannot load it: {reason}", *hints])) from error
 
 
 def load_with_cuda_graphs(
