@@ -117,9 +117,10 @@ class _Body:
             last = self.parts[-1]
             if isinstance(last, bytearray) and len(last) < PART_BYTES:
                 last += data
-                return
-            data = bytearray(data)
-        self.parts.append(data)
+            else:
+                self.parts.append(bytearray(data))
+        else:
+            self.parts.append(data)
 
     async def read(self, limit: int) -> bytes:
         """See `BodyReader`."""
