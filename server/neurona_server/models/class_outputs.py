@@ -79,13 +79,13 @@ def find_scored_classes(
     is_candidate = len(outputs) == 2 and signature.batched and len(scores) == 1
     if not is_candidate or read.is_voted or not 1 < len(read.names) == len(set(read.names)):
         return {}
-    seen: set[str] = set()
+    classes_of_rows: set[str] = set()
     for seed in range(_SEEDS + _MORE_SEEDS):
         classes = test(read.names, scores[0], seed)
         if not classes:
             break
-        seen |= classes
-        if seed + 1 >= _SEEDS and (len(seen) > 1 or read.operator):
+        classes_of_rows |= classes
+        if seed + 1 >= _SEEDS and (len(classes_of_rows) > 1 or read.operator):
             return {outputs[scores[0]].name: read.names}
     return {}
 
