@@ -87,15 +87,15 @@ class FileVersions:
         old_start, old_length = _HEADER.unpack(header) if header else (_HEADER.size, 0)
         fits_before = _HEADER.size + len(content) <= old_start
         start = _HEADER.size if fits_before else old_start + old_length
-        written = 0
-        while written < len(content):
-            written += os.pwrite(self.descriptor, content[written:], start + written)
+        offset = 0
+        while offset < len(content):
+            offset += os.pwrite(self.descriptor, content[offset:], start + offset)
         os.pwrite(self.descriptor, _HEADER.pack(start, len(content)), 0)
 
     def number(self, name: str, digest: str, *, complete: bool) -> int:
         """Return the version of a model's files; call it while `locked`.
 
-        Files that may still be being written have the next number, too, and keep it until they are
+        Files that may still be being offset have the next number, too, and keep it until they are
         complete: so no number is skipped, and none means two different files that were loaded.
 
         Args:
