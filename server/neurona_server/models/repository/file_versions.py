@@ -95,7 +95,7 @@ class FileVersions:
     def number(self, name: str, digest: str, *, complete: bool) -> int:
         """Return the version of a model's files; call it while `locked`.
 
-        Files that may still be being offset have the next number, too, and keep it until they are
+        Files that may still be being written have the next number, too, and keep it until they are
         complete: so no number is skipped, and none means two different files that were loaded.
 
         Args:
