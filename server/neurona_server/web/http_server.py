@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -327,7 +328,7 @@ def _open_sockets(
     if failure is not None and (in_use or not sockets):
         for one in sockets:
             one.close()
-        raise ConfigError(
-            f"cannot serve {subject} on {address}: {failure.strerror}{advice}"
-        ) from failure
+        # The function adds the address to the system's text.
+        reason = os.strerror(failure.errno) if failure.errno else failure.strerror
+        raise ConfigError(f"cannot serve {subject} on {address}: {reason}{advice}") from failure
     return sockets
