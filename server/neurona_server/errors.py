@@ -196,6 +196,18 @@ def response_too_large(size: int, limit: int) -> TooLargeError:
     )
 
 
+def forget_frames(error: BaseException) -> None:
+    """Remove the tracebacks of an error that its caller has got, and of those that led to it.
+
+    They hold the frames that it has passed, with the request and the model in their variables; if
+    one of them holds the error in turn, all of it stays in memory until Python collects cycles.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+
+
 def quoted(name: str) -> str:
     """Quote a name from a caller for a message: escaped, and cut to 100 characters."""
     text = repr(name[:101])

@@ -46,7 +46,7 @@ def run_neurona_serve(*arguments: object, **options: Any) -> subprocess.Complete
         if "--repository" in command and flag not in command:
             command += [flag, "127.0.0.1:0"]
     return subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=60, **options
+        command, check=False, capture_output=True, text=True, timeout=180, **options
     )
 
 

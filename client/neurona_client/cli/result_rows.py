@@ -1,6 +1,7 @@
 """Rows of results, as `neurona predict` prints them: a table, or JSON."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,11 @@ MAX_TEXT_WIDTH = 200
 
 MAX_REASON_LENGTH = 1000
 """Of the reason why a file failed, which may quote the file."""
+
+_VALUES = re.compile(
+    r"[\[(\s]*[-+]?\d*\.?\d+(e[-+]?\d+)?[\])\s]*(,[-+\d\s.,;e\[\]()]*)?", re.IGNORECASE
+)
+"""What is no name of a file, but numbers that were meant to be predicted for."""
 
 Row = dict[str, Any]
 """One row of the results, as --json prints it."""
@@ -65,6 +71,8 @@ def error_rows(name: str, error: Exception) -> list[Row]:
         pass
     elif isinstance(error, OSError):
         reason = error.strerror or reason
+        if isinstance(error, FileNotFoundError) and _VALUES.fullmatch(name):
+            reason += " (expected a file, or - and the values as CSV on standard input)"
     else:  # a bug
         reason = f"internal error: {type(error).__name__}: {error}"
     return [{"file": name, "error": truncate(reason, MAX_REASON_LENGTH)}]

@@ -202,10 +202,12 @@ class BatchOutputs:
     Response writers keep in `cache` the data that all responses share.
     """
 
-    __slots__ = ("cache", "outputs")
+    __slots__ = ("cache", "outputs", "run_rows")
 
-    def __init__(self, outputs: Outputs) -> None:
+    def __init__(self, outputs: Outputs, run_rows: int = 0) -> None:
         self.outputs = outputs
+        self.run_rows = run_rows
+        """Rows of all requests of the run, without padding; 0: unknown."""
         self.cache: dict[Hashable, Any] = {}
 
 
@@ -312,7 +314,7 @@ def split_outputs(
     """
     rows = sum([request.rows for request in requests])
     check_output_rows(outputs, max(padded_rows, rows))
-    batch = BatchOutputs(outputs)
+    batch = BatchOutputs(outputs, rows)
     slices: list[Outputs] = []
     start = 0
     for request in requests:

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Protocol, TypeVar
 
-from neurona_server.errors import quoted
+from neurona_server.errors import forget_frames, quoted
 from neurona_server.http.error_responses import (
     HttpError,
     NoRouteError,
@@ -161,7 +161,9 @@ class ApiRequest(BaseCall):
         future: asyncio.Future[Result] = loop.create_future()
 
         def finish(result: Result | None, error: Exception | None) -> None:
-            if future.done():
+            if future.done():  # the caller has left
+                if error is not None:
+                    forget_frames(error)
                 return
             if error is not None:
                 future.set_exception(error)

@@ -1,4 +1,4 @@
-"""How long a request waited and ran, for the header Server-Timing.
+"""How long a request waited and ran, and in how large a batch, for the header Server-Timing.
 
 The file is alone because a call that is not traced otherwise has this as its trace: what a trace
 learns of a request is all that is needed.
@@ -27,14 +27,17 @@ class CallTimings:
         model: str,  # noqa: ARG002
         version: int,  # noqa: ARG002
         error: Exception | None,
+        run_rows: int = 0,
     ) -> None:
-        """Record the time in the queue, and from there to the response."""
+        """Record the time in the queue, from there to the response, and the rows of the run."""
         now = time.monotonic()
         if request.queued_at:
             dequeued_at = request.dequeued_at or now
             self._entries["queue"] = _duration(dequeued_at - request.queued_at)
             if request.dequeued_at and error is None:
                 self._entries["run"] = _duration(now - dequeued_at)
+                if run_rows:
+                    self._entries["batch"] = f"desc={run_rows}"
 
     def end(self, error: Exception | None = None) -> None:
         """Do nothing: the entries are complete."""

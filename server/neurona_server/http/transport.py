@@ -19,6 +19,7 @@ from neurona_server.errors import (
     InvalidArgumentError,
     NeuronaError,
     UnsupportedError,
+    forget_frames,
     quoted,
     response_too_large,
 )
@@ -234,7 +235,9 @@ class HttpTransport:
             raise
         except Exception as error:
             self._options.on_reject(error)
-            return write_error(error_reply(error, identity))
+            reply = error_reply(error, identity)
+            forget_frames(error)
+            return write_error(reply)
 
     async def _finish(self, request: ApiRequest, response: HttpResponse) -> HttpResponse:
         """Add the headers of every response, and compress it where the caller accepts that."""

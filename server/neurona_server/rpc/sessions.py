@@ -651,5 +651,5 @@ def _without_state(outputs: Outputs) -> Outputs:
     batch = outputs.batch
     others: BatchOutputs | None = batch.cache.get("without state")
     if others is None:
-        others = batch.cache["without state"] = BatchOutputs(batch.outputs[:-1])
+        others = batch.cache["without state"] = BatchOutputs(batch.outputs[:-1], batch.run_rows)
     return RowSlice(others, outputs.start, outputs.rows)

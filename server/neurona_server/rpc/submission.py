@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from neurona_protos.tensors import TensorError
+from neurona_server.batching.batch import RowSlice
 from neurona_server.batching.batcher import Defer
 from neurona_server.batching.policy import Priority, QueueTimeout
 from neurona_server.batching.request import Inputs, Outputs, Request
@@ -211,7 +212,8 @@ class Submission(Request):
         seconds = time.monotonic() - self.started
         model.metrics.record_request("ok" if error is None else error.outcome, seconds)
         if (trace := self.responder.trace) is not None:
-            trace.record_outcome(self, model.name, model.version, error)
+            run_rows = outputs.batch.run_rows if isinstance(outputs, RowSlice) else self.rows
+            trace.record_outcome(self, model.name, model.version, error, run_rows)
             if error is None and trace.trace_id:
                 model.metrics.record_exemplar(seconds, trace.trace_id)
         if response is None:

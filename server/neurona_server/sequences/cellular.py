@@ -604,11 +604,12 @@ class SequenceSlots:
         places = [
             np.arange(starts[id(entry)], starts[id(entry)] + len(entry.rows)) for entry in ended
         ]
+        run_rows = sum(len(entry.rows) for entry in plan.entries)
         parts: list[Outputs] = []
         if not time_axes and all(with_state) == any(with_state):
             rows = np.concatenate(places)
             own = outputs if with_state[0] else outputs[:-1]
-            shared = BatchOutputs([output[rows] for output in own])
+            shared = BatchOutputs([output[rows] for output in own], run_rows)
             start = 0
             for entry in ended:
                 parts.append(RowSlice(shared, start, len(entry.rows)))
@@ -619,7 +620,7 @@ class SequenceSlots:
             for index, output in enumerate(outputs if has_state else outputs[:-1]):
                 axis = time_axes.get(index)
                 arrays.append(output[rows] if axis is None else self._own_steps(entry, index, axis))
-            parts.append(RowSlice(BatchOutputs(arrays), 0, len(rows)))
+            parts.append(RowSlice(BatchOutputs(arrays, run_rows), 0, len(rows)))
         return parts
 
     def _own_steps(self, entry: _Slots, index: int, axis: int) -> Array:

@@ -301,7 +301,7 @@ def _split_ragged(
             cut = [
                 _cut(own[i], start, stop, time_axes.get(i), steps[index]) for i in range(len(own))
             ]
-            segment = BatchOutputs(cut)
+            segment = BatchOutputs(cut, sum(rows))
         parts.append(RowSlice(segment, start - segment_start, count))
         start += count
     return parts

@@ -64,7 +64,12 @@ class SpanCallTrace:
 
     @never_raises
     def record_outcome(
-        self, request: TracedRequest, model: str, version: int, error: Exception | None
+        self,
+        request: TracedRequest,
+        model: str,
+        version: int,
+        error: Exception | None,
+        run_rows: int = 0,  # noqa: ARG002  the run's span has them
     ) -> None:
         self._error = error
         self.span.set_attributes(

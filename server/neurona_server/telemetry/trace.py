@@ -58,9 +58,17 @@ class CallTrace(Trace, Protocol):
         """Start the trace of a request in this stream; `number` distinguishes it from others."""
 
     def record_outcome(
-        self, request: TracedRequest, model: str, version: int, error: Exception | None
+        self,
+        request: TracedRequest,
+        model: str,
+        version: int,
+        error: Exception | None,
+        run_rows: int = 0,
     ) -> None:
-        """Record how the request to a model ended, before the caller has its response."""
+        """Record how the request to a model ended, before the caller has its response.
+
+        `run_rows` are the rows of all requests of its run, 0 if they are unknown.
+        """
 
     def end(self, error: Exception | None = None) -> None:
         """End the trace, because the response was sent or the caller has disconnected.

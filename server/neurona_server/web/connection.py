@@ -36,6 +36,9 @@ PART_BYTES = 1 << 16
 UNREAD_BODY_BYTES = 1 << 16
 """Bytes of a body that are received before its handler asks for it."""
 
+SMALL_CHUNK_BYTES = 4 << 10
+"""Parts of a body that are smaller than this are joined as they arrive."""
+
 LINGER_SECONDS, LINGER_BYTES = 1.0, 1 << 20
 """Bounds for discarding what arrives after the last response."""
 
@@ -102,11 +105,22 @@ class _Body:
     cycle: RequestResponseCycle
 
     def __init__(self) -> None:
-        self.parts: list[bytes] = []
+        self.parts: list[bytes | bytearray] = []
         self.size = 0
         self.announced_size: int | None = 0
         self.limit: int | None = None  # None: no handler has asked for it
         self.is_complete = False
+
+    def append(self, data: bytes) -> None:
+        """Add data. Small chunks are joined: as objects of Python they take 20 times the memory."""
+        if self.parts and len(data) < SMALL_CHUNK_BYTES:
+            last = self.parts[-1]
+            if isinstance(last, bytearray) and len(last) < PART_BYTES:
+                last += data
+            else:
+                self.parts.append(bytearray(data))
+        else:
+            self.parts.append(data)
 
     async def read(self, limit: int) -> bytes:
         """See `BodyReader`."""
@@ -120,7 +134,8 @@ class _Body:
             self.parts.clear()
             at_least = "" if self.announced_size else "at least "
             raise TooLargeError(f"the body has {at_least}{size} bytes (expected at most {limit})")
-        content = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        parts = self.parts
+        content = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
         self.parts.clear()
         return content
 
@@ -198,8 +213,12 @@ class Connection(HttpToolsProtocol):
         self._field_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
         self._field_bytes += len(name) + len(value)
+        if self._receiving is not None:  # it follows the body, and nothing needs it
+            if self._field_bytes > self._limits.max_head_bytes:
+                raise _HeadTooLargeError
+            return
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._field_bytes > self._limits.max_head_bytes:
@@ -239,7 +258,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.message_event.set()
             self.flow.pause_reading()
             return
-        receiving.parts.append(body)
+        receiving.append(body)
         seconds = len(body) / self._limits.min_rate
         self._set_times(self.overdue_at + seconds, self.ends_at + seconds)
         if receiving.limit is None and receiving.size > UNREAD_BODY_BYTES:
@@ -460,4 +479,6 @@ def _decode_fields(headers: list[tuple[bytes, bytes]]) -> HeaderFields:
         raise ValueError("several hosts")
     if any(_CONTROLS.search(value) for _, value in fields):
         raise ValueError("control character")
+    if any(name == "transfer-encoding" and value.lower() != "chunked" for name, value in fields):
+        raise ValueError("unknown transfer coding")
     return fields

@@ -101,6 +101,9 @@ def test_files_that_fail_are_reported_and_the_others_predicted(neurona, tmp_path
     assert messages[1].startswith(f"neurona: {objects}: array has Python objects")
     assert messages[2] == f"neurona: {half}: line 2: 'x' is not a number"
     assert messages[3] == f"neurona: {absent}: No such file or directory"
+    for values in ("[5.1, 3.5e0]", "5.1,-3"):
+        message = neurona("predict", "classifier", values).stderr
+        assert message.endswith("(expected a file, or - and the values as CSV on standard input)\n")
     assert messages[4].startswith(f"neurona: {pickled}: a pickle, which could run code (expected")
     assert len(messages) == 5
     errors = [

@@ -186,19 +186,22 @@ def test_a_drawing_is_classified_at_once(browser, open_model, screenshot):
     draw(browser, [(0.3, 0.2), (0.7, 0.2), (0.7, 0.3), (0.3, 0.3), (0.3, 0.25), (0.5, 0.9)])
     browser.wait_until(ANSWERED)
     assert browser.text(".bars .best").split("\n")[0] == "upper"
-    for name in ("round trip", "version", "provider", "sent, received"):
+    for name in ("round trip", "queue", "run", "batch", "version", "provider", "sent, received"):
         assert name in browser.text("#answer-content dl")
     assert "upper" in browser.evaluate("document.querySelector('[aria-live]').textContent")
     screenshot("playground-drawing")
     assert browser.errors == []
 
 
-@pytest.mark.parametrize("name", ["ink", "picture"])  # decoded by the page, and by the server
-def test_a_picture_is_brought_to_the_levels_of_the_model(browser, open_model, name):
+# "ink" is decoded by the page, "picture" by the server, which does not decode WebP.
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ink", "PNG"), ("picture", "PNG"), ("picture", "WEBP")]
+)
+def test_a_picture_is_brought_to_the_levels_of_the_model(browser, open_model, name, kind):
     levels = np.full((40, 40), 255, np.uint8)
     levels[25:35, 10:30] = 0  # ink in the lower half of white paper
     file = io.BytesIO()
-    Image.fromarray(levels).save(file, "PNG")
+    Image.fromarray(levels).save(file, kind)
     open_model(name)
     choose_file(browser, "ink.png", file.getvalue(), "image/png")
     browser.wait_until(ANSWERED)

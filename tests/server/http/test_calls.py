@@ -73,6 +73,12 @@ def test_a_response_says_how_long_its_request_waited_and_ran(slow_caller):
     assert float(seconds["queue"]) < float(seconds["run"]) < float(seconds["total"])
 
 
+def test_a_response_says_with_how_many_rows_its_request_ran(caller):
+    message = PredictRequest(model="classifier", inputs=[to_tensor("x", np.ones((3, 4), "f4"))])
+    headers = caller.send(PREDICT, message.SerializeToString(), Content_Type=PROTOBUF)[1]
+    assert "batch;desc=3" in headers["Server-Timing"]
+
+
 def test_requests_of_both_protocols_are_answered_side_by_side(caller):
     message = PredictRequest(model="classifier", inputs=[to_tensor("x", np.ones((1, 4), "f4"))])
     stub, stopping, answers = PredictionStub(caller.app.channel), threading.Event(), []

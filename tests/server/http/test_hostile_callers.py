@@ -7,6 +7,8 @@ import time
 import pytest
 from support.http_caller import PREDICT
 
+from neurona_server.web.connection import _Body
+
 HEAD = (
     b"POST /neurona.v1.Models/List HTTP/1.1\r\nHost: localhost\r\n"
     b"Content-Type: application/json\r\n"
@@ -27,6 +29,8 @@ HEAD = (
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", b"400"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n", b"400"),
         (HEAD + b"Transfer-Encoding: gzip\r\n\r\n{}", b"400"),
+        (HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", b"400"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 10_000, b"431"),
         (HEAD + b"X: a\0b\r\nContent-Length: 0\r\n\r\n", b"400"),
         (HEAD + b"X: a\x01b\r\nContent-Length: 0\r\n\r\n", b"400"),
         (HEAD + b"X: a\nY: b\r\nContent-Length: 0\r\n\r\n", b"400"),
@@ -88,6 +92,19 @@ def test_a_body_is_sent_after_100_continue(caller):
     with caller.connect() as one:
         one.sendall(HEAD + b"Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n")
         assert one.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+
+
+def test_small_chunks_take_no_more_memory_than_their_bytes(caller):
+    body = b"{" + b" " * 9_998 + b"}"
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    head = HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    trailers = b"0\r\nHost: attacker.com\r\n\r\n"
+    assert caller.send_raw(head + chunks + trailers).startswith(b"HTTP/1.1 200 ")
+    received = _Body()
+    for byte in body:
+        received.append(bytes([byte]) * 2)
+    assert len(received.parts) < 4
+    assert b"".join(received.parts) == b"".join(bytes([byte]) * 2 for byte in body)
 
 
 def test_an_early_error_reaches_a_caller_that_still_sends(caller):

@@ -50,6 +50,7 @@ def test_a_file_is_downloaded_once(published, cache, capfd):
     file = PublishedFile("history/years.csv", f"{address}/years.csv", SHA256)
     path = fetch(file)
     assert path == cache / "history" / "years.csv"
+    assert cache.stat().st_mode & 0o777 == 0o700  # neurona-serve has its cache there too
     assert path.read_bytes() == CONTENT
     (folder / "years.csv").unlink()
     assert fetch(file) == path  # the server no longer has it

@@ -84,6 +84,9 @@ def _download(file: PublishedFile, cache: Path) -> Path:
     # pooch logs each download; errors are reported in one line below.
     logging.getLogger("pooch").setLevel(logging.WARNING)
     try:
+        # pooch would make it with the mode of any folder, and neurona-serve, which has its cache
+        # there too, takes none that others may use.
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         pooch.retrieve(
             file.url,
             known_hash=file.checksum and ":".join(file.checksum),

@@ -20,10 +20,10 @@ from neurona_protos.wire_format import header
 from neurona_server.errors import InvalidArgumentError, TooLargeError, quoted
 from neurona_server.http.open_inference.infer_responses import ResponseForm
 from neurona_server.http.open_inference.json_tensors import (
+    count_fields,
     has_bare_words,
     quote_words,
     read_json_tensor,
-    remove_texts,
 )
 from neurona_server.rpc.limits import MAX_AXES, MAX_FIELDS, MAX_FIELDS_PER_TENSOR, MAX_REST_BYTES
 from neurona_server.rpc.open_inference.messages import parse_datatype
@@ -216,10 +216,7 @@ class InferRequestReader:
 
     def _check_fields(self, text: bytes) -> None:
         """Raise InvalidArgumentError for JSON with more fields than are worth the memory."""
-        if text.count(b":") <= self._max_fields:
-            return
-        # Most may be in texts, which are removed here.
-        fields = remove_texts(text).count(b":")
+        fields = count_fields(text, self._max_fields)
         if fields > self._max_fields:
             raise InvalidArgumentError(
                 f"the request has {fields} fields (expected at most {self._max_fields})"

@@ -121,6 +121,16 @@ class _Routes:
             ),
             self._plain(
                 "GET",
+                "/v2/models",
+                "RepositoryIndex",
+                pb.RepositoryIndexResponse,
+                lambda _, __: pb.RepositoryIndexRequest(ready=True),
+                lambda _, response: {"models": sorted({one.name for one in response.models})},
+                summary="The names of the models that are ready",
+                schema=rest_schemas.ModelsResponse,
+            ),
+            self._plain(
+                "GET",
                 "/v2/models/stats",
                 "ModelStatistics",
                 pb.ModelStatisticsResponse,

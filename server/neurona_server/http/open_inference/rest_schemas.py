@@ -47,6 +47,12 @@ class LiveResponse(msgspec.Struct):
     live: bool
 
 
+class ModelsResponse(msgspec.Struct):
+    """The names of the models that are ready."""
+
+    models: list[str]
+
+
 class ReadyResponse(msgspec.Struct):
     """Whether every model that is to be served is ready."""
 

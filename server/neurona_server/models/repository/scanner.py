@@ -30,6 +30,7 @@ from neurona_server.models.repository.listing import (
 from neurona_server.models.repository.model_toml import read_model_toml
 from neurona_server.models.repository.settings import CONFIG_PBTXT, MODEL_TOML, ModelSettings
 from neurona_server.models.repository.single_files import (
+    SETTINGS_SUFFIX,
     GivenKind,
     SingleFile,
     SingleFileReader,
@@ -379,6 +380,7 @@ class Repository:
             for name, kind in kinds.items()
             if is_hidden(name)
             or (kind is not Kind.FOLDER and not explain_in_repository(root / name, kind))
+            if not (Path(name).stem in stems and Path(name).suffix == SETTINGS_SUFFIX)
         ]
         if self._logged_notes.get(root) == (*notes, *others):
             return

@@ -26,6 +26,7 @@ from neurona_server.errors import (
     NeuronaError,
     UnavailableError,
     UnsupportedError,
+    forget_frames,
     quoted,
     response_too_large,
 )
@@ -538,6 +539,7 @@ async def _abort(context: Context, error: Exception, call: BaseCall) -> NoReturn
     status = status_of(error, call)
     if call.trace is not None:
         call.trace.end(error)
+    forget_frames(error)
     trailers = (*status.trailers, (REQUEST_ID, call.request_id))
     await context.abort(status.code, status.message, trailers)
 

@@ -11,6 +11,7 @@ from neurona_protos.tensors import NUMPY_DTYPES
 from neurona_server.errors import InvalidArgumentError
 from neurona_server.http.open_inference import json_tensors
 from neurona_server.http.open_inference.json_tensors import (
+    count_fields,
     quote_words,
     read_json_tensor,
     write_json_tensor,
@@ -70,7 +71,8 @@ def test_a_scalar_and_an_empty_tensor():
         ('[1,{"a":2}]', [2], "in 'data'"),
         ('[1,"one"]', [2], "has the text 'one'"),
         ("[1,1e39]", [2], "element 1e+39, which is out of range"),
-        ("[1,1e999]", [2], "in 'data'"),
+        ("[1,1e999]", [2], "has a number that is out of range in 'data'"),
+        ("[[],1]", [2], "nested unevenly"),
     ],
 )
 def test_errors_of_numbers(text, shape, reason):
@@ -87,6 +89,24 @@ def test_numbers_that_json_has_not():
     assert values[1:3] == [-math.inf, math.inf]
     assert values[4] == -math.inf
     assert quote_words(b'{"a NaN \\" NaN": NaN}') == b'{"a NaN \\" NaN": "NaN"}'
+
+
+def test_a_text_that_does_not_end_is_read_once():
+    text = b":" * 10 + b'"' + b'\\"' * 1_000_000  # for each of its quotes, it took hours
+    assert count_fields(text, 5) == 10
+    assert quote_words(b"NaN" + text) == b'"NaN"' + text
+
+
+def test_words_have_a_limit_of_texts(monkeypatch):
+    monkeypatch.setattr(json_tensors, "MAX_STRINGS", 10)
+    assert quote_words(b'["",NaN]') == b'["","NaN"]'
+    with pytest.raises(InvalidArgumentError, match="more than 10 strings"):
+        quote_words(b'["",NaN]' * 21)
+
+
+def test_fields_in_texts_do_not_count():
+    assert count_fields(b'{"a:b": ":::", "c": ":"}', 2) == 2
+    assert count_fields(b'{"a:b": ":::", "c": ":"}', 1) == 2
 
 
 @pytest.mark.parametrize(

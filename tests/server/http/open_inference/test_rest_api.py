@@ -170,6 +170,14 @@ def test_responses_are_those_over_grpc(server, infer, send):
     ]
 
 
+def test_the_models_that_are_ready_are_listed_by_their_names(server, send):
+    status, content = send("GET", "/v2/models")[:2]
+    stub = GRPCInferenceServiceStub(server.app.channel)
+    index = stub.RepositoryIndex(RepositoryIndexRequest(ready=True), timeout=30).models
+    assert status == 200
+    assert json.loads(content) == {"models": sorted({one.name for one in index})}
+
+
 def test_outputs_as_they_are_wanted(infer, send):
     wanted = [{"name": "probabilities", "parameters": {"classification": 2, "binary_data": False}}]
     parsed = infer("classifier", typed(ROWS), outputs=wanted, id="mine")

@@ -62,6 +62,10 @@ test("an element that does not fit its type is named", () => {
   assert.throws(() => toElement(2 ** 53, "DATA_TYPE_INT64"), /expected it in quotes/);
   assert.throws(() => toElement("9223372036854775808", "DATA_TYPE_INT64"), /does not fit int64/);
   assert.throws(() => toElement(1, "DATA_TYPE_STRING"), /expected a string/);
+  assert.throws(() => toElement("1e39", "DATA_TYPE_FLOAT"), /"1e39" does not fit float32/);
+  assert.throws(() => toElement(-65520, "DATA_TYPE_FLOAT16"), /does not fit float16/);
+  assert.equal(toElement(3.4028235e38, "DATA_TYPE_FLOAT"), 3.4028235e38);
+  assert.equal(toElement(1e39, "DATA_TYPE_DOUBLE"), 1e39);
   assert.throws(() => toElement("yes", "DATA_TYPE_BOOL"), /expected true or false/);
   assert.equal(toElement("9007199254740993", "DATA_TYPE_INT64"), 9007199254740993n);
   assert.ok(Number.isNaN(toElement(null, "DATA_TYPE_FLOAT")));

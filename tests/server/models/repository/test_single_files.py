@@ -113,6 +113,15 @@ def test_a_toml_file_beside_a_file_has_its_settings(tmp_path):
     assert problem.startswith("rate.toml: unknown key 'descriptions'; did you mean 'description'?")
 
 
+def test_the_settings_of_a_file_are_not_noted_as_no_model(tmp_path, caplog):
+    save_regressor(tmp_path / "rate.onnx")
+    for name in ("rate.toml", "other.toml"):
+        (tmp_path / name).touch()
+    caplog.set_level("INFO")
+    Repository([], (), [tmp_path]).scan()
+    assert "not meant as models: other.toml" in caplog.text
+
+
 def test_the_servers_options_are_no_settings_of_a_model_called_neurona(tmp_path):
     file = save_regressor(tmp_path / "neurona.onnx")
     (tmp_path / "neurona.toml").write_text("max_batch_rows = 8\nlog_level = 'info'\n")

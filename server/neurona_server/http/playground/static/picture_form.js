@@ -7,7 +7,8 @@ import { fromBase64, isFloat } from "./tensors.js";
 
 const SIDE = 280;
 const MOST_PIXELS = 50e6;
-const SENT_FILES = ["image/png", "image/jpeg"];
+/** The first bytes of PNG and of JPEG, which the server decodes. */
+const SENT_FILES = [[0x89, 0x50, 0x4e, 0x47], [0xff, 0xd8, 0xff]];
 const IMAGENET = { mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225] };
 const LEVELS = [
   ["0 1", "0 to 1"],
@@ -123,8 +124,9 @@ export function pictureForm(input, changed) {
     try {
       const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
       if (bitmap.width * bitmap.height > MOST_PIXELS) throw new Error(`it has ${bitmap.width} × ${bitmap.height} pixels (expected at most ${MOST_PIXELS / 1e6} million)`);
+      const isSent = await isSentAsItIs(file);
       takeBitmap(bitmap);
-      state.file = SENT_FILES.includes(file.type) ? file : null;
+      state.file = isSent ? file : null;
       said.textContent = `${file.name || "picture"}: ${bitmap.width} × ${bitmap.height} pixels`;
       update();
     } catch (error) {
@@ -237,6 +239,12 @@ export function pictureForm(input, changed) {
       return [{ name: input.name, dtype: input.dtype, shape: [1, ...shape], values: wholeNumbers(numbers, input.dtype) }];
     },
   };
+}
+
+/** Whether a file is PNG or JPEG, by its first bytes: pictures of other formats often have their names. */
+async function isSentAsItIs(file) {
+  const head = new Uint8Array(await file.slice(0, 4).arrayBuffer());
+  return SENT_FILES.some((start) => start.every((byte, i) => head[i] === byte));
 }
 
 function wholeNumbers(numbers, dtype) {

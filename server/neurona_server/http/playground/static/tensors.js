@@ -27,6 +27,8 @@ const BOUNDS = {
   DATA_TYPE_UINT8: [0, 255], DATA_TYPE_INT8: [-128, 127], DATA_TYPE_UINT16: [0, 65535],
   DATA_TYPE_INT16: [-32768, 32767], DATA_TYPE_INT32: [-(2 ** 31), 2 ** 31 - 1], DATA_TYPE_UINT32: [0, 2 ** 32 - 1],
 };
+/** What is as large or larger would be rounded to infinity. */
+const LARGEST = { DATA_TYPE_FLOAT: 2 ** 128 - 2 ** 103, DATA_TYPE_BFLOAT16: 2 ** 128 - 2 ** 119, DATA_TYPE_FLOAT16: 65520 };
 const BIG = { DATA_TYPE_INT64: [-(2n ** 63n), 2n ** 63n - 1n], DATA_TYPE_UINT64: [0n, 2n ** 64n - 1n] };
 
 /** The number of elements of a shape. */
@@ -51,7 +53,10 @@ export function toElement(value, dtype) {
     return big;
   }
   const number = toNumber(value);
-  if (isFloat(dtype)) return number;
+  if (isFloat(dtype)) {
+    if (Number.isFinite(number) && Math.abs(number) >= (LARGEST[dtype] ?? Infinity)) throw new Error(`${show(value)} does not fit ${TYPES[dtype].name}`);
+    return number;
+  }
   if (!Number.isInteger(number)) throw new Error(`${show(value)} is not a whole number (expected ${TYPES[dtype].name})`);
   const [lowest, highest] = BOUNDS[dtype];
   if (number < lowest || number > highest) throw new Error(`${number} does not fit ${TYPES[dtype].name} (expected ${lowest} to ${highest})`);
