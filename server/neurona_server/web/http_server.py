@@ -195,7 +195,7 @@ class HttpServer:
         await self._draining.wait()
         self.closes_connections = True
         for acceptor in acceptors:
-            acceptor.stop()
+            acceptor.finish()
         for one in self._sockets:
             one.close()
         end = self.loop.time() + self._drain_seconds
