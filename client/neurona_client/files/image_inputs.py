@@ -173,6 +173,9 @@ def _resize(
         return image
     if described.resize == IMAGE_RESIZE_FIT:
         return fit_image(image, width, height, _resampling(described))
+    if width > 4 * image.width and height < image.height:
+        # Pillow scales the width first, which would make a high and narrow picture huge.
+        image = image.resize((image.width, height), _resampling(described))
     return image.resize((width, height), _resampling(described))
 
 

@@ -15,7 +15,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from neurona_client.files.content import FileContentError, begins_with
 
 if TYPE_CHECKING:  # Pillow is an optional extra
     from PIL.Image import Image as PillowImage
-    from PIL.Image import Resampling
+    from PIL.Image import Resampling, Transpose
 
 FORMATS = (
     *("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"),
@@ -72,12 +72,15 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WHITE_IS_ZERO = 0
 _ORIENTATION = 0x0112  # a tag of EXIF
 
+_PART_PIXELS = 1 << 18
+"""Pixels that are made opaque, or brought to 8 bits, at a time."""
+
 
 def read_image(
     source: bytes | bytearray | Path,
     formats: Sequence[str] | None = None,
     max_pixels: int | None = None,
-    reserve: Callable[[int], AbstractContextManager[None]] | None = None,
+    reserve: Callable[[int, int, int], object] | None = None,
 ) -> PillowImage:
     """Decode a picture.
 
@@ -86,8 +89,8 @@ def read_image(
         formats: those that are read, of FORMATS; by default all that Pillow has been built with.
         max_pixels: width x height up to which a picture is decoded, instead of Pillow's limit; not
             above twice that.
-        reserve: called with width x height before the picture is decoded; it is decoded inside of
-            the context that this returns.
+        reserve: called before the picture is decoded, with its width, its height and the bytes of
+            memory that this takes; it may raise FileContentError.
 
     Returns:
         The upright picture in Pillow's mode "L" if the file has grey levels only, else "RGB".
@@ -114,8 +117,9 @@ def read_image(
                         f"too large, {image.width} x {image.height} pixels "
                         f"(expected at most {max_pixels} in all)"
                     )
-                with reserve(image.width * image.height) if reserve else nullcontext():
-                    return _to_8_bit_levels(image)
+                if reserve is not None:
+                    reserve(*image.size, image.width * image.height * _bytes_per_pixel(image))
+                return _to_8_bit_levels(image)
         except UnidentifiedImageError as error:
             file.seek(0)
             if signatures.match(file.read(16)):
@@ -179,35 +183,71 @@ def scale_levels(levels: NDArray[np.float32], width: int, height: int) -> NDArra
     return scaled.reshape(*levels.shape[:-2], height, width)
 
 
+def _bytes_per_pixel(image: PillowImage) -> int:
+    """Return the bytes that a picture takes at most while it is decoded, for each of its pixels."""
+    stored = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
+    # A JPEG of several scans has two bytes for each coefficient until all are read.
+    coefficients = 2 * len(image.getbands()) if image.format in ("JPEG", "MPO") else 0
+    return stored + max(4, coefficients)  # 4: one more picture in colours, upright or converted
+
+
 def _to_8_bit_levels(image: PillowImage) -> PillowImage:
     from PIL import Image
 
-    is_grey = image.mode in (*_GREY_MODES, *_INTEGER_LEVELS, "F")
+    mode = "L" if image.mode in (*_GREY_MODES, *_INTEGER_LEVELS, "F") else "RGB"
     key = _transparent_key(image)
     highest = _highest_level(image)
     is_negative = _is_negative(image)
     image.load()  # before EXIF is read, whose errors are not those of the picture
-    upright = _turn_upright(image)
-    if key is not None:
-        stored = np.asarray(upright)
-        is_transparent = (stored == key).reshape(*stored.shape[:2], -1).all(axis=2)
-    if upright.mode in (*_INTEGER_LEVELS, "F"):
-        levels = _to_256_levels(np.asarray(upright), highest)
-        upright = Image.fromarray(255 - levels if is_negative else levels)
-    elif key is None and _has_transparency(upright):
-        if upright.mode == "La":  # Pillow converts premultiplied grey levels to LA alone
-            upright = upright.convert("LA")
-        upright = upright.convert("RGBA")
-        background = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(background, upright)
+    orientation = _find_orientation(image)
+    is_deep = image.mode in (*_INTEGER_LEVELS, "F")
+    if is_deep or key is not None or _has_transparency(image):
+        # A part at a time, since the steps take several copies; the highest level is that of all.
+        rows = image.height if highest is None else max(1, _PART_PIXELS // image.width)
+        levels = Image.new(mode, image.size)
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
+            part = image.crop((0, top, image.width, bottom))
+            levels.paste(_part_levels(part, mode, key, highest, is_negative), (0, top))
+    elif image.mode != mode:
+        image.info.pop("transparency", None)
+        levels = image.convert(mode)
     else:
-        upright.info.pop("transparency", None)  # the key, which is replaced below
-    upright = upright.convert("L" if is_grey else "RGB")
+        levels = image
+    if orientation is None:
+        return levels
+    if levels is not image:
+        image.close()  # its pixels
+    return levels.transpose(orientation)
+
+
+def _part_levels(
+    part: PillowImage,
+    mode: str,
+    key: NDArray[np.int64] | None,
+    highest: float | None,
+    is_negative: bool,
+) -> PillowImage:
+    from PIL import Image
+
     if key is not None:
-        on_white = np.array(upright)
+        stored = np.asarray(part)
+        is_transparent = (stored == key).reshape(*stored.shape[:2], -1).all(axis=2)
+    if part.mode in (*_INTEGER_LEVELS, "F"):
+        values = _to_256_levels(np.asarray(part), highest)
+        part = Image.fromarray(255 - values if is_negative else values)
+    elif key is None:
+        if part.mode == "La":  # Pillow converts premultiplied grey levels to LA alone
+            part = part.convert("LA")
+        part = part.convert("RGBA")
+        part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part)
+    part.info.pop("transparency", None)  # the key, which is replaced below
+    part = part.convert(mode)
+    if key is not None:
+        on_white = np.array(part)
         on_white[is_transparent] = 255
-        upright = Image.fromarray(on_white)
-    return upright
+        part = Image.fromarray(on_white)
+    return part
 
 
 def _transparent_key(image: PillowImage) -> NDArray[np.int64] | None:
@@ -248,8 +288,8 @@ def _is_negative(image: PillowImage) -> bool:
     return is_deep and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
-def _turn_upright(image: PillowImage) -> PillowImage:
-    """Apply EXIF's orientation, if it can be read: pictures are shown whatever their EXIF data."""
+def _find_orientation(image: PillowImage) -> Transpose | None:
+    """Return how EXIF turns a picture upright, None if it says nothing that can be read."""
     from PIL.Image import Transpose
 
     orientation = None
@@ -264,8 +304,7 @@ def _turn_upright(image: PillowImage) -> PillowImage:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    method = methods.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    return methods.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_256_levels(stored: NDArray[Any], highest: float | None) -> NDArray[np.uint8]:

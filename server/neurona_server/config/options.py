@@ -492,7 +492,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=1, le=178_956_970),  # Pillow itself refuses more
         Help(
             "Maximum width x height of an encoded image (PNG or JPEG) in a request. Decoding takes "
-            "up to 16 bytes for each pixel."
+            "up to 12 bytes for each pixel, and of most images 8."
         ),
     ] = 50_000_000
     max_sessions: Annotated[

@@ -6,7 +6,7 @@ whether the server decodes it or the client. It is imported when the first pictu
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ from neurona_server.errors import (
     LoadError,
     UnsupportedError,
 )
+from neurona_server.models.image_structure import find_structure_problem
 from neurona_server.models.repository.settings import ImageSettings
 from neurona_server.models.signature import Signature, TensorSpec, TensorType
 
@@ -44,12 +45,6 @@ FORMATS = ("PNG", "JPEG")
 
 MAX_SIDE = 1 << 16
 """Pixels of a side of an input."""
-
-MAX_SCANS = 100
-"""Passes over its pixels that a progressive JPEG may have. Encoders write about ten; each takes as
-long as the whole image, and a few bytes."""
-
-_START_OF_SCAN = b"\xff\xda"
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class ImageLimits:
     """Bytes of the row that it becomes."""
 
     reserve: Callable[[int], AbstractContextManager[None]]
-    """Called with the pixels before they are decoded; held meanwhile."""
+    """Called with the bytes that decoding takes; held meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +129,24 @@ class ImageInput:
         from neurona_client.files.image_inputs import image_values
         from neurona_client.files.images import read_image
 
-        if content.count(_START_OF_SCAN) > MAX_SCANS:
-            raise self._error(row, f"too many scans (expected at most {MAX_SCANS})")
+        if problem := find_structure_problem(content):
+            raise self._error(row, problem)
+        dtype = NUMPY_DTYPES[self.spec.dtype]
+
+        def reserve(width: int, height: int, nbytes: int) -> None:
+            values = math.prod(self.array_shape(1, width, height))
+            if (row_bytes := values * dtype.itemsize) > limits.max_row_bytes:
+                raise FileContentError(
+                    f"{row_bytes} bytes once decoded (expected at most {limits.max_row_bytes})"
+                )
+            # The values as floats, and once more in the order of the input.
+            held.enter_context(limits.reserve(nbytes + 8 * values))
+
+        held = ExitStack()
         try:
-            image = read_image(content, FORMATS, limits.max_pixels, limits.reserve)
+            with held:
+                image = read_image(content, FORMATS, limits.max_pixels, reserve)
+                return _to_dtype(image_values(image, self.described), self.spec.dtype)
         except FileContentError as error:
             raise self._error(row, str(error)) from None
         except ImportError:
@@ -145,13 +154,6 @@ class ImageInput:
                 f"input {self.spec.name!r} has encoded images, and the server has no Pillow "
                 "(expected decoded arrays, or the server installed with the extra 'images')"
             ) from None
-        shape = self.array_shape(1, *image.size)
-        dtype = NUMPY_DTYPES[self.spec.dtype]
-        if (nbytes := math.prod(shape) * dtype.itemsize) > limits.max_row_bytes:
-            raise self._error(
-                row, f"{nbytes} bytes once decoded (expected at most {limits.max_row_bytes})"
-            )
-        return _to_dtype(image_values(image, self.described), self.spec.dtype)
 
     def _error(self, row: int, problem: str) -> InvalidValueError:
         return InvalidValueError(f"input {self.spec.name!r} row {row}: {problem}")

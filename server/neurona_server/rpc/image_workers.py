@@ -2,8 +2,7 @@
 
 Pillow releases the interpreter's lock while it decodes and scales, so there is a thread for each
 CPU. The requests take turns: one with many images does not delay one with few, and the images of
-one request are decoded side by side. The threads start with
-the first image.
+one request are decoded side by side. The threads start with the first image.
 """
 
 import logging
@@ -29,11 +28,7 @@ MAX_WAITING_BYTES = 256 << 20
 """Bytes of the messages and of the decoded rows of requests that are not yet batched."""
 
 MAX_DECODING_BYTES = 512 << 20
-"""Bytes of the pixels of all images that are decoded at the same time; one is always decoded."""
-
-BYTES_PER_PIXEL = 16
-"""Pillow has four bytes for a pixel with colours, and three copies of it while it makes an image
-opaque."""
+"""Bytes that all images that are decoded at the same time take; one is always decoded."""
 
 IDLE_SECONDS = 30.0
 """Time after which a thread that has had nothing to do ends."""
@@ -115,9 +110,8 @@ class ImageWorkers:
             self._add_turn(turn)
 
     @contextmanager
-    def reserve(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for an image of so many pixels, and hold it."""
-        nbytes = pixels * BYTES_PER_PIXEL
+    def reserve(self, nbytes: int) -> Iterator[None]:
+        """Wait until there is room for an image that takes so many bytes, and hold it."""
         with self._lock:
             while self._decoding_bytes and self._decoding_bytes + nbytes > MAX_DECODING_BYTES:
                 self._has_room.wait()
@@ -177,6 +171,7 @@ class ImageWorkers:
             turn.started += 1
             if turn.started < turn.count:
                 self._add_turn(turn)
+                self._start_threads()  # those that were idle for long have ended
             return turn, index
 
     def _work(self, turn: _Turn, index: int) -> None:

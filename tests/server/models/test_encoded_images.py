@@ -5,6 +5,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="needs Pillow")
 
+import resource
 from contextlib import nullcontext
 
 from PIL import Image
@@ -28,7 +29,6 @@ from neurona_protos.prediction_pb2 import (
 )
 from neurona_server.errors import InvalidValueError, LoadError
 from neurona_server.models.encoded_images import (
-    MAX_SCANS,
     ImageInput,
     ImageLimits,
     describe_image,
@@ -87,8 +87,26 @@ def test_limits_hold_for_the_file_and_for_the_row():
     small = ImageLimits(20_000, 1000, lambda _: nullcontext())
     with pytest.raises(InvalidValueError, match="40400 bytes once decoded"):
         one.decode(picture, 0, small)
-    with pytest.raises(InvalidValueError, match="too many scans"):
-        one.decode(picture + (MAX_SCANS + 1) * b"\xff\xda", 0, LIMITS)
+
+
+def test_what_is_reserved_covers_the_file_and_the_floats_of_the_row():
+    reserved = []
+    limits = ImageLimits(1 << 20, 1 << 20, lambda nbytes: reserved.append(nbytes) or nullcontext())
+    grey, colour = Image.new("L", (300, 200)), Image.new("RGB", (300, 200))
+    one = ImageInput(spec("batch", 6, 5), ImageDescription(width=5, height=6))
+    for picture, kind in ((grey, "PNG"), (colour, "PNG"), (colour.convert("CMYK"), "JPEG")):
+        one.decode(encode(picture, kind), 0, limits)
+    assert reserved == [300 * 200 * each + 8 * 30 for each in (5, 8, 12)]
+
+
+def test_a_high_and_narrow_picture_is_stretched_in_little_memory():
+    picture = encode(Image.new("L", (1, 2_000_000), 77), "PNG")
+    described = ImageDescription(width=224, height=224, resize=IMAGE_RESIZE_STRETCH)
+    limits = ImageLimits(2_000_000, 1 << 20, lambda _: nullcontext())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    row = ImageInput(spec("batch", 224, 224), described).decode(picture, 0, limits)
+    assert np.all(row == 77)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 COLOURS = Image.fromarray(COLOUR)

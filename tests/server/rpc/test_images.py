@@ -373,10 +373,10 @@ def test_large_images_wait_for_room():
     inside = threading.Event()
 
     def decode():
-        with workers.reserve(30_000_000):
+        with workers.reserve(300_000_000):
             inside.set()
 
-    with workers.reserve(30_000_000):
+    with workers.reserve(300_000_000):
         thread = threading.Thread(target=decode)
         thread.start()
         assert not inside.wait(0.05)
