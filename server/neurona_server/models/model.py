@@ -53,7 +53,7 @@ from neurona_server.models.signature import (
     check_names,
     name_axes,
 )
-from neurona_server.models.task import find_task
+from neurona_server.models.task import find_task, states_task
 from neurona_server.models.warm_up import choose_run_methods, run_samples, warm_up
 from neurona_server.sequences.cost import SequenceCostModel
 from neurona_server.sequences.form import SequenceForm
@@ -256,8 +256,14 @@ class Model:
         self.metrics.record_warm_up(time.monotonic() - started)
         outputs = self.signature.outputs
         self.has_run = recorder.has_runs
-        class_labels = session.class_labels or find_scored_classes(
-            source.path, outputs, self.signature, runs[0]
+        is_stated = states_task(session.properties, self.settings)
+        class_labels = find_scored_classes(
+            source.path,
+            outputs,
+            self.signature,
+            runs[0],
+            session.class_labels,
+            is_stated=is_stated,
         )
         answer = find_task(
             session.properties,

@@ -97,6 +97,11 @@ def find_task(
     return TaskOutput(metadata, index, settings.softmax, finite)
 
 
+def states_task(properties: Mapping[str, str], settings: ModelSettings) -> bool:
+    """Return whether the file or its settings say what the model is for."""
+    return model_metadata.KEY in properties or settings.task is not None or settings.softmax
+
+
 def is_answer(task: Task, spec: TensorSpec) -> bool:
     """Return whether an output has the rank and the dtype to answer a task."""
     return (spec.any_shape or len(spec.shape) in _RANKS[task]) and _has_numbers(task, spec)

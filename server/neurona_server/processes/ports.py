@@ -88,7 +88,8 @@ def reserve_ports(config: Config) -> list[ReservedPorts]:
     Raises:
         ConfigError: A port is in use, or an address is not of this machine.
     """
-    ports = [ReservedPorts(config.address, shared=config.reuse_port)]
+    advice = " (expected another address)"
+    ports = [ReservedPorts(config.address, shared=config.reuse_port, advice=advice)]
     if config.http_address:
         http = ReservedPorts(
             config.http_address,

@@ -108,6 +108,11 @@ class Acceptor:
         self._retry = None
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
+    def finish(self) -> None:
+        """Accept the connections that wait in the kernel, and no more: it would reset them."""
+        self._accept()
+        self.stop()
+
     def stop(self) -> None:
         """Accept no more connections."""
         asyncio.get_running_loop().remove_reader(self._listener)

@@ -159,6 +159,7 @@ class Connection(HttpToolsProtocol):
         self._discarded_bytes = 0
         self._head_bytes = self._field_bytes = 0
         self._is_draining = False
+        self._leaves_at = 0.0  # while it drains: the time at which it is closed if it is idle
         self._has_requested = False
         self._active: tuple[asyncio.Task[Any], HttpRequest] | None = None
         self._begin_head()
@@ -238,6 +239,9 @@ class Connection(HttpToolsProtocol):
         self.url = b"/"  # it has been read
         self.app = partial(self._answer, request, body)
         super().on_headers_complete()
+        if not was_idle and len(self.pipeline) < self._limits.max_pipelined:
+            # It would be read later. But only who reads learns that the caller has left.
+            self.flow.resume_reading()
         body.cycle = self.cycle
         if not self._limits.idle_timeout or self._server.closes_connections:
             self.cycle.keep_alive = False
@@ -300,8 +304,11 @@ class Connection(HttpToolsProtocol):
         """End the connection once the requests that have arrived are answered."""
         if not self._has_requested:  # its request may be in the kernel, and has a moment to arrive
             self.ends_at = min(self.ends_at, self.overdue_at)
-        elif self._is_idle:
-            self.close()
+        elif self._is_idle:  # the next one may be on its way, too
+            now = self.loop.time()
+            self._leaves_at = self._leaves_at or now + self._limits.crowd_head_seconds
+            if now >= self._leaves_at:
+                self.close()
         else:
             self._is_draining = True
             self.cycle.keep_alive = False

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -194,7 +195,7 @@ class HttpServer:
         await self._draining.wait()
         self.closes_connections = True
         for acceptor in acceptors:
-            acceptor.stop()
+            acceptor.finish()
         for one in self._sockets:
             one.close()
         end = self.loop.time() + self._drain_seconds
@@ -327,7 +328,7 @@ def _open_sockets(
     if failure is not None and (in_use or not sockets):
         for one in sockets:
             one.close()
-        raise ConfigError(
-            f"cannot serve {subject} on {address}: {failure.strerror}{advice}"
-        ) from failure
+        # The function adds the address to the system's text.
+        reason = os.strerror(failure.errno) if failure.errno else failure.strerror
+        raise ConfigError(f"cannot serve {subject} on {address}: {reason}{advice}") from failure
     return sockets

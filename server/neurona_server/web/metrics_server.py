@@ -52,7 +52,13 @@ class MetricsServer:
             ConfigError: The address is in use, or not of this machine.
         """
         self.limits = HttpLimits(idle_timeout=0.0)  # metrics are read every few seconds only
-        self._server = HttpServer("metrics", address, self._answer, self.limits)
+        self._server = HttpServer(
+            "metrics",
+            address,
+            self._answer,
+            self.limits,
+            advice=" (expected another metrics_address, or off)",
+        )
         self.port: int = self._server.port
         self._hosts = AllowedHosts(address.rpartition(":")[0].strip("[]"), hosts)
         select_samples = select_samples or partial(FilteredCollector, registry)

@@ -66,6 +66,25 @@ def test_a_caller_that_leaves_cancels_its_request(slow_caller, wait_until):
     assert predict_slow(slow_caller)[0] == 200
 
 
+def test_a_caller_that_leaves_cancels_its_request_before_one_in_the_pipeline(
+    slow_caller, wait_until
+):
+    def count():
+        return slow_caller.app.count("neurona_requests_total", outcome="cancelled")
+
+    before = count()
+    connections = [slow_caller.connect() for _ in range(3)]
+    for one in connections:
+        one.sendall(HEAD.encode() + b"\r\n" + SLOW.SerializeToString())
+    time.sleep(0.05)
+    for one in connections:
+        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    time.sleep(0.05)
+    for one in connections:
+        one.close()
+    wait_until(lambda: count() >= before + 2)  # the first one may have run
+
+
 def test_a_response_says_how_long_its_request_waited_and_ran(slow_caller):
     timing = predict_slow(slow_caller)[1]["Server-Timing"]
     seconds = dict(re.findall(r"(\w+);dur=([0-9.]+)", timing))
@@ -135,6 +154,31 @@ def test_requests_in_flight_are_answered_when_the_server_stops(slow_repository, 
     assert results == [200] * 3
     assert idle.sock.recv(1) == b""
     idle.close()
+
+
+def test_requests_on_their_way_are_answered_when_the_server_stops(repository):
+    with serve(repository) as caller:
+        server = caller.app.app._http._server
+        kept = caller.connect()
+        kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert kept.recv(1 << 16).endswith(b"SERVING\n")
+        waiting = []
+
+        def connect_and_stop():
+            # While this runs, the connections wait in the kernel.
+            waiting.extend(caller.connect() for _ in range(3))
+            server._drain_seconds = 30.0
+            server._draining.set()
+
+        server.loop.call_soon_threadsafe(connect_and_stop)
+        while not server.closes_connections:
+            time.sleep(0.001)
+        for one in (kept, *waiting):
+            with one:
+                one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                answer = b"".join(iter(lambda one=one: one.recv(1 << 16), b""))
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert b"connection: close" in answer
 
 
 @pytest.mark.slow

@@ -12,11 +12,13 @@ from skl2onnx import convert_sklearn, to_onnx
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from support.in_process_server import run_app
 from support.onnx_models import save
@@ -71,6 +73,41 @@ def test_label_and_probability_are_those_of_scikit_learn(client, models, name, k
     np.testing.assert_allclose([row.probability for row in answer], expected, atol=1e-4)
 
 
+def without_a_highest_probability():
+    """Classifiers whose label is not that of the highest probability, or that have none."""
+    several = np.stack([IRIS.target == 0, IRIS.target == 2], axis=1).astype(int)
+    return {
+        "decision": (RidgeClassifier(), NAMES),
+        "distances": (SVC(), NAMES),
+        "one-column": (SVC(), IRIS.target == 1),
+        "pairs": (SVC(decision_function_shape="ovo"), NAMES),
+        "votes": (SVC(probability=True), NAMES),
+        "several": (OneVsRestClassifier(LogisticRegression()), several),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*probability:FutureWarning")
+def test_scores_that_do_not_say_the_label_are_no_classification(tmp_path):
+    models = {}
+    for name, (model, classes) in without_a_highest_probability().items():
+        models[name] = model.fit(X, classes)
+        for zipmap in (True, False):
+            exported = to_onnx(model, X[:1], options={id(model): {"zipmap": zipmap}})
+            (tmp_path / f"{name}-{zipmap}.onnx").write_bytes(exported.SerializeToString())
+    (tmp_path / "decision-True.toml").write_text('task = "classification"')
+    with run_app([str(tmp_path)], {}) as app, Client(app.address) as client:
+        for name, model in models.items():
+            for zipmap in (True, False):
+                description = client.describe(f"{name}-{zipmap}")
+                if (name, zipmap) == ("decision", True):  # its owner says what it is
+                    assert description.labels == tuple(IRIS.target_names)
+                    continue
+                assert description.task == "tensors", (name, zipmap)
+                label = next(iter(client.predict(f"{name}-{zipmap}", X).outputs.values()))
+                expected = model.predict(X)
+                assert label.tolist() == expected.astype(label.dtype).tolist()
+
+
 def test_double_inputs_need_an_export_without_a_map(tmp_path):
     model = LogisticRegression(max_iter=300).fit(IRIS.data, NAMES)
     for name, options in (("map", {}), ("arrays", {id(model): {"zipmap": False}})):
@@ -121,7 +158,8 @@ def test_a_pipeline_with_several_named_inputs(tmp_path):
 def lookup(names):
     """Return the nodes of a classifier whose label is looked up in an array of names."""
     return [
-        helper.make_node("MatMul", ["x", "weights"], ["scores"]),
+        helper.make_node("MatMul", ["x", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
         helper.make_node("ArgMax", ["scores"], ["index"], axis=1, keepdims=0),
         helper.make_node("Gather", [names, "index"], ["label"]),
     ]
@@ -152,7 +190,7 @@ def save_lookup(path, names, kind, *, reverse=False):
 )
 def test_names_that_are_looked_up(tmp_path, names, kind):
     path = save_lookup(tmp_path / "m.onnx", names, kind)
-    assert read_class_labels(path, "label") == tuple(map(str, names))
+    assert read_class_labels(path, "label").names == tuple(map(str, names))
     with run_app([str(path)], {}) as app, Client(app.address) as client:
         assert client.describe("m").labels == tuple(map(str, names))
         assert client.predict("m", np.float32([0, 1, 0])).label == str(names[1])
@@ -162,7 +200,8 @@ def test_names_in_another_order_than_the_scores_are_not_taken(tmp_path):
     path = save(
         tmp_path / "m.onnx",
         [
-            helper.make_node("MatMul", ["x", "weights"], ["scores"]),
+            helper.make_node("MatMul", ["x", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
             helper.make_node("ArgMin", ["scores"], ["index"], axis=1, keepdims=0),
             helper.make_node("Gather", ["names", "index"], ["label"]),
         ],
@@ -170,7 +209,7 @@ def test_names_in_another_order_than_the_scores_are_not_taken(tmp_path):
         {"label": (TensorProto.INT64, ["batch"]), "scores": (TensorProto.FLOAT, ["batch", 3])},
         {"weights": np.eye(3, dtype=np.float32), "names": np.array([1, 2, 3])},
     )
-    assert read_class_labels(path, "label") == ("1", "2", "3")
+    assert read_class_labels(path, "label").names == ("1", "2", "3")
     with run_app([str(path)], {}) as app, Client(app.address) as client:
         assert client.describe("m").task == "tensors"
 
@@ -178,5 +217,5 @@ def test_names_in_another_order_than_the_scores_are_not_taken(tmp_path):
 def test_a_damaged_file_has_no_names(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"\x08\x08:\x05\x0a\x03\xff\xff\xff")
-    assert read_class_labels(path, "label") == ()
-    assert read_class_labels(tmp_path / "none", "label") == ()
+    assert read_class_labels(path, "label").names == ()
+    assert read_class_labels(tmp_path / "none", "label").names == ()

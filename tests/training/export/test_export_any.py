@@ -266,10 +266,15 @@ _SEQUENCES = torch.linspace(-1, 1, 60).reshape(3, 5, 4)
         (nn.Linear(4, 2), torch.ones(3, 5), {}, r"does not take the example, of shapes .*\[3, 5\]"),
         (nn.Linear(4, 2), np.array(["a"]), {}, r"argument 0 of the example is a ndarray"),
         (nn.Linear(4, 2), (), {}, r"example without a tensor"),
-        (nn.Linear(4, 2), _ROWS, {"labels": "ab"}, r"no probabilities: .*logits=True adds"),
-        (nn.Linear(4, 2), _ROWS, {"labels": "abc", "logits": True}, r"for 3 labels"),
+        (nn.Linear(4, 2), _ROWS, {"labels": list("ab")}, r"no probabilities: .*logits=True adds"),
+        (nn.Linear(4, 2), _ROWS, {"labels": list("abc"), "logits": True}, r"for 3 labels"),
         (nn.Linear(4, 2), _ROWS, {"values": ["a"]}, r"\[3, 2\] for 1 values \(expected \(batch, 1"),
-        (nn.Linear(4, 2), _ROWS, {"labels": "ab", "values": "ab"}, r"labels and values together"),
+        (
+            nn.Linear(4, 2),
+            _ROWS,
+            {"labels": list("ab"), "values": list("ab")},
+            r"labels and values together",
+        ),
         (nn.Linear(4, 2), _ROWS, {"logits": True}, r"logits without labels"),
         (nn.Linear(4, 2), _ROWS, {"answer": "y"}, r"unknown answer 'y' \(available: output\)"),
         (nn.Linear(4, 2), _ROWS, {"inputs": ["a", "b"]}, r"2 input names .*\(expected 1"),
@@ -277,6 +282,23 @@ _SEQUENCES = torch.linspace(-1, 1, 60).reshape(3, 5, 4)
         (nn.Linear(4, 2), _ROWS, {"axes": {2: "time"}}, r"axis 2 of input 'input' does not exist"),
         (nn.Linear(4, 2), _ROWS, {"axes": {"x": {0: "batch"}}}, r"axes of unknown input 'x'"),
         (nn.Linear(4, 2), _ROWS, {"axes": "batch"}, r"axes of input 'input' are a text"),
+        (nn.Linear(4, 2), _ROWS, {"axes": 1}, r"axes of input 'input' are 1 \(expected a seq"),
+        (nn.Linear(4, 2), _ROWS, {"labels": "ab"}, r"labels are a text, 'ab'"),
+        (nn.Linear(4, 2), _ROWS, {"inputs": "x"}, r"inputs are a text, 'x'"),
+        (nn.Linear(4, 2), _ROWS, {"labels": [0, 1]}, r"labels with 0, a int \(expected texts"),
+        (nn.Linear(4, 2), _ROWS, {"values": {"a": 1}}, r"values with 1, a int"),
+        (nn.Linear(4, 2), _ROWS, {"labels": ["a", "a"]}, r"label 'a' repeated"),
+        (nn.Linear(4, 2), _ROWS, {"version": "2"}, r"version '2' \(expected an integer"),
+        (nn.Linear(4, 2), _ROWS, {"description": 5}, r"description is a int"),
+        (nn.Linear(4, 2), _ROWS, {"figures": {"a": "high"}}, r"figure 'a' is 'high'"),
+        (nn.Linear(4, 2), _ROWS, {"tolerance": 0.1}, r"tolerance is a float"),
+        (nn.Linear(4, 2), _ROWS, {"descriptions": {"input": {}}}, r"of input 'input' is a dict"),
+        (
+            Recurrent(nn.LSTM(4, 3, batch_first=True)).double(),
+            _SEQUENCES.double(),
+            {"axes": ("batch", "time")},
+            r"exports 'layer', a recurrent layer of float64, with \d+ steps",
+        ),
         (nn.Linear(4, 2), _ROWS, {"opset": 9}, r"opset 9 \(expected 18 to 21\)"),
         (nn.Linear(4, 2).bfloat16(), _ROWS.bfloat16(), {}, r"not bfloat16"),
         (
@@ -301,6 +323,25 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
         export(module, example, tmp_path / "model", **options)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_random_numbers_of_the_caller_stay_as_they_are(tmp_path):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    with pytest.raises(ExportError):
+        export(Drops(), _ROWS, tmp_path / "m.onnx")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Logarithm(nn.Module):
+    def forward(self, x):
+        return torch.log(x), 1 / torch.relu(x)
+
+
+@pytest.mark.slow
+def test_nan_and_infinity_of_both_are_equal(tmp_path):
+    report = export(Logarithm(), _ROWS, tmp_path / "m.onnx")
+    assert report.largest_difference < 1e-4
 
 
 @pytest.mark.slow

@@ -410,6 +410,7 @@ def test_the_command_says_where_outputs_differ(classifier, capsys):
         ({"y": _X}, r"without input 'x'"),
         ({"x/a": _X, "y/b": _X}, r"case 'a' without an output"),
         ({}, r"without arrays"),
+        ({"x": _X[:0], "y": _X[:0]}, r"'x' of shape \[0, \d+\] is empty"),
     ],
 )
 def test_a_reference_for_another_file_is_an_error(classifier, arrays, expected):
@@ -417,7 +418,7 @@ def test_a_reference_for_another_file_is_an_error(classifier, arrays, expected):
         verify(classifier / "x.onnx", arrays)
 
 
-def test_files_that_cannot_be_read_are_errors(tmp_path, classifier):
+def test_files_that_cannot_be_read_are_errors(tmp_path, classifier, capfd):
     (tmp_path / "x.npz").write_bytes(b"text")
     (tmp_path / "x.pt2").write_bytes(b"text")
     np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
@@ -428,6 +429,7 @@ def test_files_that_cannot_be_read_are_errors(tmp_path, classifier):
     for path in (tmp_path / "x.npz", tmp_path / "absent.onnx"):
         with pytest.raises(DataError, match="cannot read"):
             verify(path, classifier / "right.npz")
+    assert capfd.readouterr().err == ""
 
 
 def test_wrong_options_are_errors(classifier, capsys):

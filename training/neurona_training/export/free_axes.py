@@ -127,6 +127,11 @@ def _names(
         return (BATCH, *[""] * (tensor.dim() - 1))
     if isinstance(wanted, str):
         raise ExportError(f"axes of input {name!r} are a text (expected a sequence: ('batch',))")
+    if not isinstance(wanted, Mapping | Sequence):
+        raise ExportError(
+            f"axes of input {name!r} are {wanted!r} (expected a sequence: ('batch',), or names by "
+            "index: {0: 'batch'})"
+        )
     entries = dict(wanted if isinstance(wanted, Mapping) else enumerate(wanted))
     names = [""] * tensor.dim()
     for at, axis in entries.items():

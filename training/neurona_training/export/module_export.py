@@ -169,8 +169,11 @@ def export(
         raise ExportError(f"module is a {type(module).__name__} (expected a torch.nn.Module)")
     if opset not in _OPSETS:
         raise ExportError(f"opset {opset!r} (expected {_OPSETS[0]} to {_OPSETS[-1]})")
-    if version < 1:
-        raise ExportError(f"version {version!r} (expected 1 or more)")
+    if not isinstance(version, int) or version < 1:
+        raise ExportError(f"version {version!r} (expected an integer from 1)")
+    _check_arguments(inputs, outputs, labels, values, description, figures, tolerance)
+    if not isinstance(path, str | Path):
+        raise ExportError(f"path {path!r} (expected a file ending in .onnx, or a folder)")
     file = Path(path)
     if file.suffix != ".onnx":
         file = file / str(version) / MODEL_FILE
@@ -178,7 +181,8 @@ def export(
     read = read_example(module, example, inputs)
     axis_names, limits = read_axes(read.tensors, axes)
     reference = _copy_for_cpu(module)
-    named = _name_outputs(reference, read, outputs, labels, values, answer)
+    with torch.random.fork_rng(devices=[]):  # what the module draws is not taken from its caller
+        named = _name_outputs(reference, read, outputs, labels, values, answer)
     network = FlatCall(reference, read.form, named.position if logits else None).eval()
     described = _describe(
         named, read, axis_names, labels, values, logits, description, descriptions or {}, image
@@ -189,9 +193,10 @@ def export(
     )
     checked = _checked_inputs(read, axis_names, descriptions or {})
     proof = ModuleProof(network, checked, named.names, tolerance or Tolerance(), limits)
-    output_axes = proof.check_module()
-    _check_answer(named, proof.example_outputs(), labels, values, logits)
-    content = proof.export(axis_names, output_axes, described, opset)
+    with torch.random.fork_rng(devices=[]):
+        output_axes = proof.check_module()
+        _check_answer(named, proof.example_outputs(), labels, values, logits)
+        content = proof.export(axis_names, output_axes, described, opset)
     write_file(content, file)
     shapes = {
         one.name: tuple(
@@ -208,6 +213,49 @@ def export(
         undecided=proof.undecided,
         seconds=time.perf_counter() - started,
     )
+
+
+def _check_arguments(
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    labels: Sequence[str],
+    values: Sequence[str] | Mapping[str, str],
+    description: str,
+    figures: Mapping[str, float] | None,
+    tolerance: Tolerance | None,
+) -> None:
+    """Checks the types of what a caller gives by name, and that labels and values differ."""
+    for name, names in {
+        "inputs": inputs,
+        "outputs": outputs,
+        "labels": labels,
+        "values": values,
+    }.items():
+        if isinstance(names, str):  # a text is a sequence of its letters
+            raise ExportError(f"{name} are a text, {names!r} (expected a sequence: [{names!r}])")
+        units = names.values() if isinstance(names, Mapping) else ()
+        for one in (*names, *units):
+            if not isinstance(one, str):
+                raise ExportError(
+                    f"{name} with {one!r}, a {type(one).__name__} (expected texts: [str(one) for "
+                    f"one in {name}])"
+                )
+    for kind, names in (("label", labels), ("value", values)):
+        repeated = [one for one in names if list(names).count(one) > 1][:1]
+        if repeated:
+            raise ExportError(f"{kind} {repeated[0]!r} repeated (expected different names)")
+    if not isinstance(description, str):
+        raise ExportError(f"description is a {type(description).__name__} (expected a text)")
+    for name, figure in (figures or {}).items():
+        try:
+            float(figure)
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"figure {name!r} is {figure!r} (expected a number)") from error
+    if tolerance is not None and not isinstance(tolerance, Tolerance):
+        raise ExportError(
+            f"tolerance is a {type(tolerance).__name__} (expected a Tolerance, of "
+            "neurona_training.export.tensor_comparison)"
+        )
 
 
 @dataclass(frozen=True)
@@ -293,7 +341,12 @@ def _describe(
             )
         image = dict.fromkeys(read.tensors, image)
     images = image or {}
-    for name in (*descriptions, *images):
+    for name, one in (*descriptions.items(), *images.items()):
+        if not isinstance(one, InputDescription | ImageDescription):
+            raise ExportError(
+                f"description of input {name!r} is a {type(one).__name__} (expected an "
+                "InputDescription, or an ImageDescription of an image)"
+            )
         if name not in read.tensors:
             raise ExportError(
                 f"description of unknown input {name!r} (available: {list(read.tensors)})"

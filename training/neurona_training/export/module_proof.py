@@ -174,12 +174,19 @@ class ModuleProof:
             ExportError: torch cannot export the module, an axis is frozen, or an output differs.
         """
         simple = simplify(self.network)
-        emit_recurrent_operators(simple)
+        kept_layers = emit_recurrent_operators(simple)
         program = torch_program(
             simple, self._traced_example(), (dynamic_shapes(axes, self.limits),)
         )
         if frozen := frozen_axis(program, axes):
             name, at, axis, size = frozen
+            for layer, kind in kept_layers.items():
+                raise ExportError(
+                    f"axis {axis!r} (axis {at} of input {name!r}) cannot be of any size: torch "
+                    f"exports {layer.removeprefix('network.')!r}, a recurrent layer {kind}, with "
+                    f"{size} steps (expected one of float32 without proj_size, as module.float(); "
+                    f"or `axes` without {axis!r})"
+                )
             raise ExportError(
                 f"axis {axis!r} (axis {at} of input {name!r}) cannot be of any size: forward fixes "
                 f"it at {size}, by a number in a reshape or view, a loop over its steps, or a size "

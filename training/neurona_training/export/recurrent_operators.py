@@ -6,7 +6,6 @@ layers of a copied module are replaced by the operators that `architectures.recu
 It is alone because only modules that are no recipe need it: recipes have `for_export`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,7 +55,7 @@ class _EmitsOperators(nn.RNNBase):
         return sequence, ends[0] if len(ends) == 1 else tuple(ends)
 
 
-def emit_recurrent_operators(module: nn.Module) -> Sequence[str]:
+def emit_recurrent_operators(module: nn.Module) -> dict[str, str]:
     """Has the recurrent layers of a module emit ONNX operators, in place.
 
     Layers of another class (also of subclasses), of projected states, and not of float32 stay.
@@ -65,17 +64,20 @@ def emit_recurrent_operators(module: nn.Module) -> Sequence[str]:
         module: a copy, for export only.
 
     Returns:
-        The names of the layers that emit operators.
+        Why each layer that stays does so, by its name.
     """
-    names = []
+    kept = {}
     for name, layer in list(module.named_modules()):
         operator = _OPERATORS.get(type(layer))
-        if operator is None or layer.proj_size or layer.weight_ih_l0.dtype != torch.float32:
+        if operator is None:
+            continue
+        if layer.proj_size or layer.weight_ih_l0.dtype != torch.float32:
+            dtype = str(layer.weight_ih_l0.dtype).removeprefix("torch.")
+            kept[name] = "of projected states" if layer.proj_size else f"of {dtype}"
             continue
         layer.onnx_nodes = nn.ModuleList(
             RecurrentNode(layer, operator, index) for index in range(layer.num_layers)
         )
         # The class is exchanged and not the module, whose attributes a forward may read.
         layer.__class__ = type(f"Onnx{operator}", (_EmitsOperators, type(layer)), {})
-        names.append(name)
-    return names
+    return kept

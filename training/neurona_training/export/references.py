@@ -7,6 +7,7 @@ reference.npz    arrays by the names of inputs and outputs; those of several cas
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -227,6 +228,12 @@ class ArraysReference(OutputReference):
                     f"{f'input {missing[0]!r}' if missing else 'an output'} (expected inputs "
                     f"{list(inputs)} and at least one output of {sorted(outputs)})"
                 )
+            for name, array in named.items():
+                if not array.size:
+                    raise ExportError(
+                        f"reference array {name!r} of shape {list(array.shape)} is empty (expected "
+                        "at least 1 row)"
+                    )
         self._inputs = list(inputs)
         self.free_axes = (BATCH,) if any(map(_rows, self._cases.values())) else ()
         self.notes = []
@@ -284,17 +291,28 @@ def open_reference(
             with np.load(path, allow_pickle=False) as file:
                 return ArraysReference({name: file[name] for name in file.files}, model)
         if path.suffix == ".pt2":
-            return ProgramReference(torch.export.load(path), model)
+            return ProgramReference(_load_program(path), model)
     except ExportError:
         raise
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     except (ValueError, KeyError, RuntimeError, zipfile.BadZipFile, AttributeError) as error:
+        reason = one_line(error).partition(" Please check the warnings")[0]
         raise DataError(
-            f"cannot read {path}: {one_line(error)} (expected arrays of numpy.savez, without "
+            f"cannot read {path}: {reason} (expected arrays of numpy.savez, without "
             "objects, or a program of torch.export.save)"
         ) from error
     raise DataError(f"cannot read {path} (expected a .pt2 or an .npz file)")
+
+
+def _load_program(path: Path) -> torch.export.ExportedProgram:
+    """Loads a .pt2 file without the traces that torch logs beside the error that it raises."""
+    torch_log = logging.getLogger("torch.export")
+    was_disabled, torch_log.disabled = torch_log.disabled, True
+    try:
+        return torch.export.load(path)
+    finally:
+        torch_log.disabled = was_disabled
 
 
 def graph_inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -30,14 +30,12 @@ class Tolerance:
     absolute: float = 0.0
 
     def allowed(self, expected: Array) -> Array:
-        """Returns the largest allowed difference of each number."""
+        """Returns the largest allowed difference of each number; 0 of NaN and infinity."""
         factor = HALF_PRECISION_FACTOR if expected.dtype == np.float16 else 1.0
         sizes = np.abs(expected.astype(np.float64))
         largest = np.max(sizes, initial=0, where=np.isfinite(sizes))
-        allowed: Array = (
-            factor * (self.relative * sizes + self.of_largest * largest) + self.absolute
-        )
-        return allowed
+        allowed = factor * (self.relative * sizes + self.of_largest * largest) + self.absolute
+        return np.where(np.isfinite(sizes), allowed, 0.0)
 
 
 @dataclass(frozen=True)

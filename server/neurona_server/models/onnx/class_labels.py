@@ -6,7 +6,7 @@ are those of onnx.proto3.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -41,7 +41,23 @@ _UNCHANGED = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze"}
 _LOOKUPS = {"ArrayFeatureExtractor", "Gather"}
 """Operators whose first input are the values, and whose second one says which."""
 
+_ARGMAX = "ArgMax"
 _INT32, _INT64, _STRING = 6, 7, 8  # of TensorProto.DataType
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """The names of the classes that a label output has one of in each row."""
+
+    names: tuple[str, ...] = ()
+    """In the order of the scores, as far as the graph says it; () if it does not."""
+    operator: str = ""
+    """What chooses the class: a classifier, or ArgMax; "" if it is another."""
+
+    @property
+    def is_voted(self) -> bool:
+        """Whether the name is not that of the highest score: each pair of classes has a vote."""
+        return self.operator == "SVMClassifier"
 
 
 @dataclass
@@ -51,15 +67,12 @@ class _LabelNode:
     classes: tuple[str, ...] = ()
 
 
-def read_class_labels(path: Path, output: str) -> tuple[str, ...]:
+def read_class_labels(path: Path, output: str) -> ClassLabels:
     """Return the names of the classes that an output of a model has one of in each row.
 
     Args:
         path: The model's file.
         output: The name of the output.
-
-    Returns:
-        The names in the order of the scores, as far as the graph says it; () if it does not.
     """
     try:
         with open_model_file(path) as (file, size):
@@ -67,15 +80,15 @@ def read_class_labels(path: Path, output: str) -> tuple[str, ...]:
             return _find_labels(file, graph, output)
     except (LoadError, NotProtobufError, TruncatedError, ValueError, RecursionError) as error:
         log.debug("%s: its classes cannot be read: %s", path.name, error)
-        return ()
+        return ClassLabels()
 
 
-def _find_labels(file: BinaryIO, graph: ProtobufField, output: str) -> tuple[str, ...]:
+def _find_labels(file: BinaryIO, graph: ProtobufField, output: str) -> ClassLabels:
     nodes: dict[str, _LabelNode] = {}
     constants: dict[str, ProtobufField] = {}
     for count, part in enumerate(read_fields(file, graph.start, graph.end)):
         if count > MAX_NODES:
-            return ()
+            return ClassLabels()
         if part.number == 1:
             names, node = _read_node(file, part)
             nodes |= dict.fromkeys(names, node)
@@ -87,13 +100,24 @@ def _find_labels(file: BinaryIO, graph: ProtobufField, output: str) -> tuple[str
             break
         node = nodes[name]
         if node.classes:
-            return node.classes
+            return ClassLabels(node.classes, node.operator)
         if node.operator in _LOOKUPS and node.inputs[0] in constants:
-            return _read_values(file, constants[node.inputs[0]])
+            looked_up = _read_values(file, constants[node.inputs[0]])
+            return ClassLabels(looked_up, _source(nodes, node.inputs[1]))
         if node.operator not in _UNCHANGED:
             break
         name = node.inputs[0]
-    return ()
+    return ClassLabels()
+
+
+def _source(nodes: Mapping[str, _LabelNode], name: str) -> str:
+    """Return the operator that an index comes from, if it is ArgMax, or ""."""
+    for _ in range(len(nodes)):
+        node = nodes.get(name)
+        if node is None or node.operator not in _UNCHANGED:
+            return _ARGMAX if node is not None and node.operator == _ARGMAX else ""
+        name = node.inputs[0]
+    return ""
 
 
 def _read_node(file: BinaryIO, part: ProtobufField) -> tuple[list[str], _LabelNode]:

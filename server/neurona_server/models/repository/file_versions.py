@@ -8,6 +8,7 @@ is alone because the scanner and the processes both need it.
 
 import json
 import os
+import struct
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from contextlib import contextmanager
 if sys.platform != "win32":  # which has no supervisor
     import fcntl
 
-_MAX_BYTES = 64 << 20
+_HEADER = struct.Struct("=QQ")
+"""Where the numbers are in the shared file: offset and length."""
 
 _Entry = tuple[int, str, bool]
 """Number of the newest version, digest of its files, and whether these are complete."""
@@ -59,19 +61,36 @@ class FileVersions:
         # Not flock: descriptors that were inherited from one another share its lock.
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
         try:
-            text = os.pread(self.descriptor, _MAX_BYTES, 0)
-            self._entries = {
-                name: (number, digest, complete)
-                for name, (number, digest, complete) in json.loads(text or "{}").items()
-            }
-            before = dict(self._entries)
+            before = self._read()
+            self._entries = dict(before)
             yield
             if self._entries != before:
-                content = json.dumps(self._entries).encode()
-                os.pwrite(self.descriptor, content, 0)
-                os.ftruncate(self.descriptor, len(content))
+                self._write()
         finally:
             fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+
+    def _read(self) -> dict[str, _Entry]:
+        header = os.pread(self.descriptor, _HEADER.size, 0)
+        if not header:
+            return {}
+        start, length = _HEADER.unpack(header)
+        rows = json.loads(os.pread(self.descriptor, length, start))
+        return {name: (number, digest, complete) for name, (number, digest, complete) in rows}
+
+    def _write(self) -> None:
+        """Write the numbers beside the old ones, then where they are.
+
+        A process that is killed at any moment leaves the old numbers or the new ones.
+        """
+        content = json.dumps([*self._entries.items()]).encode()
+        header = os.pread(self.descriptor, _HEADER.size, 0)
+        old_start, old_length = _HEADER.unpack(header) if header else (_HEADER.size, 0)
+        fits_before = _HEADER.size + len(content) <= old_start
+        start = _HEADER.size if fits_before else old_start + old_length
+        offset = 0
+        while offset < len(content):
+            offset += os.pwrite(self.descriptor, content[offset:], start + offset)
+        os.pwrite(self.descriptor, _HEADER.pack(start, len(content)), 0)
 
     def number(self, name: str, digest: str, *, complete: bool) -> int:
         """Return the version of a model's files; call it while `locked`.

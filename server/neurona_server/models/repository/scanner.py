@@ -158,6 +158,7 @@ class Repository:
         self._roots = tuple(dict.fromkeys(roots))
         self._given = tuple(dict.fromkeys(given))
         self._file_versions = file_versions or FileVersions()
+        self._given_kinds: dict[Path, GivenKind] = {}
         self._single_files = SingleFileReader()
         self._single_models = dict(single_models)
         if invalid := [name for name in self._single_models if not MODEL_NAME.fullmatch(name)]:
@@ -243,14 +244,26 @@ class Repository:
         """Sort the files and folders that are served as they are by what they are now."""
         given = _Given()
         for path in self._given:
-            kind = kind_of_given(path)
+            kind = self._kind_of_given(path)
             if kind is GivenKind.REPOSITORY:
                 given.roots += [] if path in self._roots else [path]
             elif kind is GivenKind.MODEL_FOLDER:
-                given.models[name_of_given(path)] = path
+                given.models[name_of_given(path, kind)] = path
             else:
                 given.files.append(path)
         return given
+
+    def _kind_of_given(self, path: Path) -> GivenKind:
+        """Return what a path stands for: what it did when it was there first.
+
+        Else models would be unloaded while their folder is replaced, or get other names.
+        """
+        kind = self._given_kinds.get(path)
+        if kind is None:
+            kind = GivenKind.REPOSITORY if path in self._root_ids else kind_of_given(path)
+            if kind is GivenKind.MODEL_FOLDER or (kind is GivenKind.FILE and path.is_file()):
+                self._given_kinds[path] = kind
+        return kind
 
     def _scan(self, *, complete: bool) -> dict[str, ModelFolder]:
         """Scan everything; `complete` if no file can still be being written."""
@@ -305,7 +318,7 @@ class Repository:
         # Inside the lock, or another process might have seen a newer state already.
         with self._file_versions.locked():
             for path, root in files:
-                name = name_of_given(path)
+                name = name_of_given(path, GivenKind.FILE)
                 file = self._single_files.read(path)
                 folder = self._scan_file(name, file, root, complete=complete)
                 if name in folders:

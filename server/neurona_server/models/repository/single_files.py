@@ -96,15 +96,20 @@ def is_onnx_file(name: str) -> bool:
     return not is_hidden(name) and name.lower().endswith(".onnx")
 
 
-def name_of_given(path: Path) -> str:
+def name_of_given(path: Path, kind: GivenKind | None = None) -> str:
     """Return the name of the model that a file or folder is.
 
     A file <name>/<version>/model.onnx of a repository, and the folder of a version, has the name
     that it has there.
+
+    Args:
+        path: The file or folder.
+        kind: What it is served as, whatever is there now; None for what it is now.
     """
     # Without links followed: the name of a link is meant.
     path = Path(os.path.abspath(path))
-    folder = path if path.is_dir() else path.parent
+    is_folder = path.is_dir() if kind is None else kind is not GivenKind.FILE
+    folder = path if is_folder else path.parent
     is_default = folder is path or path.name == MODEL_FILE
     if is_default and VERSION_NAME.fullmatch(folder.name) and folder.parent.name:
         return clean_name(folder.parent.name)

@@ -214,7 +214,7 @@ class CygrpcServer:
         secret = [getattr(certificates.credentials(), "_credentials")] if certificates else []  # noqa: B009
         port = self._server.add_http2_port(address.encode(), *secret)
         if not port:
-            raise RuntimeError("the address is not available")
+            raise RuntimeError("it is in use, or cannot be listened on")
         return int(port)
 
     def _drain_streams(self) -> None:

@@ -205,7 +205,9 @@ def bind(add_port: Callable[[str], int], addresses: str) -> list[int]:
         try:
             ports.append(add_port(address))
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {address}: {error}") from error
+            raise ConfigError(
+                f"cannot listen on {address}: {error} (expected another address)"
+            ) from error
     return ports
 
 

@@ -176,6 +176,42 @@ def test_processes_agree_on_the_versions_whatever_they_have_seen(tmp_path):
         shared.close()
 
 
+def test_a_process_that_is_killed_while_it_numbers_leaves_the_others_what_they_need(monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    shared = FileVersions.create_shared()
+    write = os.pwrite
+    writes_left = 0
+
+    def killed(descriptor, content, offset):
+        nonlocal writes_left
+        writes_left -= 1
+        if writes_left < 0:
+            if len(content) > 64:  # as between two pages
+                write(descriptor, content[: len(content) // 2], offset)
+            raise KilledError
+        return write(descriptor, content, offset)
+
+    def number(digest):
+        versions = FileVersions(shared.descriptor)  # as in another process
+        with versions.locked():
+            return [versions.number(f"model-{i}", digest, complete=True) for i in range(8)]
+
+    try:
+        for version in range(1, 7):
+            assert number(f"{version:064x}") == [version] * 8
+            monkeypatch.setattr(os, "pwrite", killed)
+            for writes in range(2):
+                writes_left = writes
+                with pytest.raises(KilledError):
+                    number(f"{version + 1:064x}")
+            monkeypatch.undo()
+            assert number(f"{version:064x}") == [version] * 8
+    finally:
+        shared.close()
+
+
 def test_external_data_belong_to_the_file(tmp_path):
     source = save_classifier(tmp_path / "plain.onnx")
     file = tmp_path / "m.onnx"
@@ -198,6 +234,27 @@ def test_a_file_that_is_gone_is_named_still_and_one_of_a_folder_is_not(tmp_path)
     assert scan(file) == {"m": "its file is missing"}
     assert named.scan()["m"].single_file
     assert of_folder.scan().keys() == {"n"}
+
+
+def test_what_is_named_keeps_its_kind_while_it_is_replaced(tmp_path):
+    file = save_classifier(tmp_path / "a.onnx")
+    model = save_classifier(tmp_path / "m" / "1" / "model.onnx").parents[1]
+    models = save_classifier(tmp_path / "models" / "b.onnx").parent
+    save_classifier(models / "model.onnx")
+    repository = Repository([], (), [file, model, models])
+    assert set(repository.scan()) == {"a", "m", "b", "model"}
+    (models / "b.onnx").rename(tmp_path / "b.onnx")  # the last one is called as in a model's folder
+    assert set(repository.scan()) == {"a", "m", "model"}
+    file.unlink()
+    file.mkdir()
+    shutil.rmtree(model)
+    folders = repository.scan()
+    assert set(folders) == {"a", "m", "model"}
+    assert folders["a"].unusable[""].reason == "it is a folder (expected a file)"
+    models.rename(tmp_path / "away")
+    assert repository.scan_or_keep() is None  # all keep serving
+    (tmp_path / "away").rename(models)
+    assert set(repository.scan()) == {"a", "m", "model"}
 
 
 def test_a_named_link_is_followed_and_one_of_a_folder_must_not_lead_out(tmp_path):
