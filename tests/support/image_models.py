@@ -45,7 +45,25 @@ INPUTS = {
 
 
 def save_image_models(root: Path) -> Path:
-    """Save one for each of INPUTS, and two with a second input; return the repository."""
+    """Save one for each of INPUTS, and others with a second input; return the repository."""
+    masked = {
+        "image": (TensorProto.FLOAT, ["batch", 3, "height", "width"]),
+        "mask": (TensorProto.FLOAT, ["batch", 1, "height", "width"]),
+    }
+    save(
+        root / "masked" / "1" / "model.onnx",
+        [helper.make_node("Add", ["image", "mask"], ["sum"])],
+        masked,
+        {"sum": masked["image"]},
+        metadata=ModelMetadata(
+            inputs=[
+                InputDescription(
+                    name="image",
+                    image=ImageDescription(layout=IMAGE_LAYOUT_CHW, colours=IMAGE_COLOURS_RGB),
+                )
+            ]
+        ),
+    )
     for name, (kind, shape) in INPUTS.items():
         described = DESCRIBED.get(name)
         inputs = [InputDescription(name="image", image=described)] if described else []

@@ -16,7 +16,7 @@ from neurona_server.errors import (
     InvalidValueError,
 )
 from neurona_server.models.encoded_images import ImageInput, ImageLimits
-from neurona_server.models.signature import TensorType
+from neurona_server.models.signature import Signature, TensorType
 from neurona_server.rpc.call import cancellation_error
 from neurona_server.rpc.image_workers import ImageWorkers
 from neurona_server.rpc.limits import MAX_STRINGS
@@ -36,7 +36,8 @@ class EncodedRequest:
     """How many images each of them has."""
 
     types: Mapping[str, TensorType]
-    """Those of its inputs once they are decoded; a free size is 1 until then."""
+    """Those of its inputs once they are decoded; a free size is that of another input,
+    or 1, until then."""
 
     @property
     def has_own_sizes(self) -> bool:
@@ -60,7 +61,7 @@ class EncodedRequest:
 
 
 def find_encoded(
-    images: Mapping[str, ImageInput], types: Mapping[str, TensorType]
+    images: Mapping[str, ImageInput], types: Mapping[str, TensorType], signature: Signature
 ) -> EncodedRequest | None:
     """Return the types of a request with strings for inputs of images, None if it has none.
 
@@ -80,10 +81,40 @@ def find_encoded(
         raise InvalidArgumentError(
             f"the request has {count} images (expected at most {MAX_STRINGS})"
         )
+    arrays = {name: shape for name, (_, shape) in types.items() if name not in inputs}
+    sizes = _find_sizes(signature, arrays)
     decoded = {
-        name: (one.spec.dtype, one.array_shape(counts[name], 1, 1)) for name, one in inputs.items()
+        name: (one.spec.dtype, _expected_shape(one, counts[name], sizes))
+        for name, one in inputs.items()
     }
     return EncodedRequest(inputs, counts, {**types, **decoded})
+
+
+def _find_sizes(
+    signature: Signature, shapes: Mapping[str, tuple[int, ...]]
+) -> Mapping[int | str | None, int]:
+    """Return the sizes that inputs of these shapes give to the named axes of a signature."""
+    return {
+        axis: size
+        for spec in (*signature.inputs, *signature.optional)
+        if spec.name in shapes
+        for axis, size in zip(spec.shape, shapes[spec.name], strict=False)
+        if isinstance(axis, str)
+    }
+
+
+def _expected_shape(
+    one: ImageInput, count: int, sizes: Mapping[int | str | None, int]
+) -> tuple[int, ...]:
+    """Return the shape of an input before its images are decoded.
+
+    A size that the images decide is that of another input with this axis, 1 if there is none.
+    """
+    shapes = one.array_shape(count, 1, 1), one.array_shape(count, 2, 2)
+    return tuple(
+        size if size == other else sizes.get(axis, size)
+        for axis, size, other in zip(one.spec.shape, *shapes, strict=True)
+    )
 
 
 class ImageRequest:

@@ -267,7 +267,8 @@ def submit(
             rows = model.signature.check(types)
         except InvalidArgumentError as mismatch:
             # Only here, so that requests of arrays pay nothing for images.
-            encoded = None if parsed.session else find_encoded(model.images, types)
+            if not parsed.session:
+                encoded = find_encoded(model.images, types, model.signature)
             if encoded is None:
                 raise explain_strings(types, model.signature, parsed.explain(mismatch)) from None
         if encoded is not None:

@@ -166,6 +166,15 @@ def test_images_go_with_other_inputs(server):
     assert predict_error(server, "pair", strings(PNG))[0] == "INVALID_ARGUMENT"
 
 
+def test_an_image_has_the_size_that_another_input_gives(server):
+    image, mask = encode(Image.fromarray(COLOUR[:6]), "PNG"), np.ones((1, 1, 6, 8), np.float32)
+    answer = predict(server, "masked", strings(image), mask=mask)
+    assert np.array_equal(answer[0], COLOUR[:6].transpose(2, 0, 1) + np.float32(1))
+    code, details = predict_error(server, "masked", strings(image), mask=mask[:, :, :5])
+    assert code == "INVALID_ARGUMENT"
+    assert "its 'height' is 5, that of another input 6 (expected equal sizes)" in details
+
+
 def test_a_model_without_a_description_of_images_says_how_to_declare_them(server):
     code, details = predict_error(server, "undeclared", strings(PNG))
     assert code == "INVALID_ARGUMENT"
