@@ -47,6 +47,10 @@ NOT_EXPLICIT = (
 MIN_SWEEP_SECONDS = 10.0
 """Interval in which names are forgotten that only calls load and unload."""
 
+RELOAD_SECONDS, RELOAD_INTERVAL, RELOAD_POLLS = 10.0, 0.25, 3
+"""A process that replaces another one may find a file that is being replaced: its load fails then.
+It polls until the model can be served, or until so many polls in a row have found nothing new."""
+
 INTERRUPTION = 1.0
 """Seconds that loads have to end at the stop."""
 
@@ -205,11 +209,32 @@ class Reconciler:
             for name, folder in folders.items():
                 self._observe(name, folder, eager=True)
             self._changed.wait_for(lambda: not self._is_start_pending(awaited))
+        if awaited is not None and not self._options.explicit:
+            self._load_again(awaited)
+        with self._changed:
             return [
                 f"{name}: {problem}"
                 for name, versions in self._models.items()
                 for problem in versions.problems()
             ]
+
+    def _load_again(self, awaited: Collection[tuple[str, int]]) -> None:
+        """Load what was served before, and failed now since its files were being replaced."""
+        idle_polls, end = 0, time.monotonic() + RELOAD_SECONDS
+        while idle_polls < RELOAD_POLLS and time.monotonic() < end:
+            if not self._failed_of(awaited) or self._stopping.wait(RELOAD_INTERVAL):
+                return
+            self.poll_once()
+            with self._changed:
+                is_loading = any(one.loading for one in self._failed_of(awaited))
+                idle_polls = 0 if is_loading else idle_polls + 1
+                self._changed.wait_for(lambda: not self._is_start_pending(awaited))
+
+    def _failed_of(self, awaited: Collection[tuple[str, int]]) -> list[VersionSet]:
+        """Return those of the awaited models of which nothing can be served."""
+        with self._changed:
+            versions = [self._models[name] for name, _ in awaited if name in self._models]
+            return [one for one in versions if not one.has_models]
 
     def start_all(self) -> list[str]:
         """Load all models of the repository as `start` does, also those that calls load.
