@@ -171,7 +171,8 @@ class AttackedServer:
         self.victim = Target(address, metrics_address, str(repository))
         self.attacker = self.stranger = self.victim
         arguments = [str(command), "--repository", str(repository), "--address", address]
-        arguments += ["--metrics-address", metrics_address, *flags]
+        arguments += ["--metrics-address", metrics_address]
+        arguments += ["--http-address", "off", *flags]
         if secure:
             arguments += self._secure(folder)
         # A pipe that is read until the server serves, and never again.

@@ -282,7 +282,8 @@ def serving(
         command = [
             *(sys.executable, "-c", f"{prelude}\n{_START}"),
             *("--repository", repository, "--address", address),
-            *("--metrics-address", metrics, "--model-control", "none", "--cache", "off"),
+            *("--metrics-address", metrics, "--http-address", "off"),
+            *("--model-control", "none", "--cache", "off"),
             *("--load-check", "false", "--shared-memory", "true", "--log-level", "info"),
             *("--max-message-bytes", str(128 << 20), "--max-queue-bytes", str(2 << 30)),
             *("--max-queue-rows", str(1 << 16)),

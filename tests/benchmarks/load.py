@@ -36,7 +36,11 @@ def serving(repository: Path, *flags: str) -> Iterator[str]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [BIN / "neurona-serve", "--repository", repository, "--address", address]
     process = subprocess.Popen(
-        [*command, "--metrics-address", "127.0.0.1:0", "--log-level", "error", *flags]
+        [
+            *command,
+            *("--metrics-address", "127.0.0.1:0", "--http-address", "off"),
+            *("--log-level", "error", *flags),
+        ]
     )
     try:
         with grpc.insecure_channel(address) as channel:

@@ -213,7 +213,7 @@ def running_arm(arm: Arm, repository: Path) -> Iterator[RunningArm]:
     script = Path(__file__).with_name("sequence_server.py")
     command = [sys.executable, script, arm.policy, "--repository", repository]
     command += ["--address", address, "--metrics-address", metrics_address]
-    command += ["--log-level", "error", *arm.options]
+    command += ["--http-address", "off", "--log-level", "error", *arm.options]
     process = subprocess.Popen([str(word) for word in command])
     try:
         with grpc.insecure_channel(address) as channel:

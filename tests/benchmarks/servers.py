@@ -49,7 +49,8 @@ def copy_model(model: Model, repository: Path, name: str = "") -> None:
 def neurona_command(repository: Path, address: str, *flags: str) -> Command:
     """Returns the command of neurona-serve without a cache, so that every start is a first one."""
     words = [_NEURONA, "--repository", repository, "--address", address, "--cache", "off"]
-    return Command([*words, "--metrics-address", "127.0.0.1:0", "--log-level", "error", *flags])
+    words += ["--metrics-address", "127.0.0.1:0", "--http-address", "off", "--log-level", "error"]
+    return Command([*words, *flags])
 
 
 def _neurona(transport: str, model: Model, folder: Path, address: str) -> Command:
