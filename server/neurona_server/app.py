@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -25,17 +26,6 @@ from neurona_server.batching.watchdog import RunWatchdog
 from neurona_server.config.options import Config
 from neurona_server.config.sources import installed_version
 from neurona_server.errors import ConfigError, LoadError
-from neurona_server.http.neurona_api import neurona_routes
-from neurona_server.http.open_inference.rest_routes import open_inference_routes
-from neurona_server.http.openapi import PATH as OPENAPI_PATH
-from neurona_server.http.openapi import openapi_route
-from neurona_server.http.playground.pages import (
-    ServerFacts,
-    disabled_routes,
-    playground_routes,
-    server_port,
-)
-from neurona_server.http.transport import HttpOptions, HttpTransport
 from neurona_server.models.arena_maintenance import ArenaMaintenance
 from neurona_server.models.lifecycle.lost_devices import LostDevices
 from neurona_server.models.lifecycle.reconciler import Reconciler, ReconcilerOptions
@@ -96,6 +86,10 @@ from neurona_server.telemetry.run_journal import JournalEntry, ModelKey, RunJour
 from neurona_server.telemetry.span_exporter import Tracing, set_up_tracing
 from neurona_server.web import endpoints
 from neurona_server.web.metrics_server import MetricsServer
+
+if TYPE_CHECKING:  # imported once they are needed: some servers have no HTTP, and start sooner
+    from neurona_server.http.playground.pages import ServerFacts
+    from neurona_server.http.transport import HttpTransport
 
 log = logging.getLogger(__name__)
 
@@ -317,7 +311,13 @@ class App:
 
     def _make_http_transport(
         self, methods: Methods, workers: WorkerPool, limits: Limits, options: ListenerOptions
-    ) -> HttpTransport:
+    ) -> "HttpTransport":
+        from neurona_server.http.neurona_api import neurona_routes
+        from neurona_server.http.open_inference.rest_routes import open_inference_routes
+        from neurona_server.http.openapi import openapi_route
+        from neurona_server.http.playground.pages import disabled_routes, playground_routes
+        from neurona_server.http.transport import HttpOptions, HttpTransport
+
         config = self._config
         http_options = HttpOptions(
             config.http_address,
@@ -329,16 +329,19 @@ class App:
             reuse_port=options.reuse_port,
             tracer=options.tracer,
         )
-        routes = [
+        api = [
             *neurona_routes(methods, self.state),
             *open_inference_routes(methods, self._registry, limits),
         ]
-        routes.append(openapi_route(routes))
-        routes += playground_routes(self._page_facts()) if config.playground else disabled_routes()
+        pages = playground_routes(self._page_facts()) if config.playground else disabled_routes()
+        routes = [*api, openapi_route(api), *pages]
         return HttpTransport(methods, routes, self._listener.budget, workers, http_options)
 
-    def _page_facts(self) -> ServerFacts:
+    def _page_facts(self) -> "ServerFacts":
         """Return what the playground says of this server to everybody who opens it."""
+        from neurona_server.http.openapi import PATH as OPENAPI_PATH
+        from neurona_server.http.playground.pages import ServerFacts, server_port
+
         config = self._config
         has_tls = bool(config.tls_certificate)
         tcp = [one for one in config.address.split(",") if not one.startswith(UNIX)]

@@ -8,7 +8,7 @@ from support.in_process_server import run_app
 from support.server_process import free_addresses
 
 from neurona_protos import prediction_pb2
-from neurona_server.http.openapi import build_document
+from neurona_server.http.openapi import build_document, openapi_route
 from neurona_server.http.routing import Route
 
 
@@ -20,7 +20,7 @@ def document_and_routes(tmp_path_factory):
     routes = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "neurona_server.app.openapi_route", lambda some: _route_and_note(some, routes)
+            "neurona_server.http.openapi.openapi_route", lambda some: _route_and_note(some, routes)
         )
         with (
             run_app(["--repository", str(root)], {}, http_address=address),
@@ -30,8 +30,6 @@ def document_and_routes(tmp_path_factory):
 
 
 def _route_and_note(some, routes):
-    from neurona_server.http.openapi import openapi_route
-
     route = openapi_route(some)
     routes += [*some, route]
     return route
