@@ -194,7 +194,7 @@ def test_worker_processes_share_the_port(repository):
         caller.send("/healthz")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_port_in_use_is_an_error(repository, caller, processes):
     address = caller.address
     result = run_neurona_serve(
