@@ -126,6 +126,7 @@ def test_the_example_of_an_export_runs(tmp_path):
     assert (tmp_path / "models" / "reader" / "1" / "model.onnx").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_example_exports_and_verifies(tmp_path):
     example = ROOT / "training" / "examples" / "export_your_module.py"

@@ -81,6 +81,7 @@ def save_centres(path, images, labels):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_thousand_pictures_have_the_class_that_the_client_finds(tmp_path):
     path = SHARED / "onnx/ort_cnn_mnist_pytorch/model.onnx"
