@@ -64,22 +64,23 @@ class RunningServer:
 
     def cpu_seconds(self) -> float:
         """Returns user and system time of all its processes since they started."""
-        return sum(sum(_stat(process)[11:13]) for process in self._processes()) / _TICK
+        return sum(sum(stat[11:13]) for stat in self._stats()) / _TICK
 
     def memory_bytes(self) -> int:
         """Returns the resident memory of all its processes."""
-        return sum(_stat(process)[21] * _PAGE for process in self._processes())
+        return sum(stat[21] * _PAGE for stat in self._stats())
 
-    def _processes(self) -> list[int]:
-        parents = {}
+    def _stats(self) -> list[list[int]]:
+        """Returns what `_stat` says of the server's process and all below it."""
+        stats = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
                 with contextlib.suppress(OSError):  # it has exited
-                    parents[int(entry.name)] = _stat(int(entry.name))[1]
+                    stats[int(entry.name)] = _stat(int(entry.name))
         tree = [self._process.pid]
         for parent in tree:  # grows during the loop: children of children
-            tree.extend(process for process, its_parent in parents.items() if its_parent == parent)
-        return tree
+            tree.extend(process for process, stat in stats.items() if stat[1] == parent)
+        return [stats[process] for process in tree if process in stats]
 
 
 @contextlib.contextmanager
