@@ -208,7 +208,7 @@ def test_invalid_models_do_not_stop_the_others(tmp_path, serve):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "no models: name their folder"),
+        ([], "no models: name an ONNX file or a folder with some"),
         (["--repository", "nowhere"], "cannot read the repository nowhere: No such file"),
         (["--repository", "."], "(expected <name>/<version>/model.onnx): broken: 'm' is not"),
         (["--repository", "broken"], "none of the models can be served"),
