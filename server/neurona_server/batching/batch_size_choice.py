@@ -14,9 +14,11 @@ others by a factor have the same choices.
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Protocol
 
-from neurona_server.batching.cost_model import CostModel
+from neurona_server.batching.cost_model import MAX_SAMPLES, CostModel
 
 MAX_PRICE = 64.0
 """Limit of `1 / (1 - utilisation)`: more efficiency than this is not measured."""
@@ -28,6 +30,16 @@ that happens to be long for some runs is no higher utilisation."""
 
 UPDATE_SECONDS = 1.0
 """Between two updates of the table, which takes less than a millisecond."""
+
+MAX_RUNS = 32
+"""Runs that the cost of a batch size is the mean of: sizes may differ by a percent or two."""
+
+MAX_DEVIATION = 2.0
+"""A run counts for so many times the mean at most: a stall says nothing about its size."""
+
+SPEED_RUNS = 8
+"""Runs that the speed of the machine is averaged over. It may change at any time, and then the
+sizes that have run since must not seem worse or better than the others."""
 
 MAX_TABLE_ROWS = 128
 """Waiting rows up to which there is a choice for each number; above it batches are as efficient as
@@ -72,13 +84,61 @@ class Utilisation:
             self._updated = ended
 
 
+class RelativeCosts:
+    """What runs of the batch sizes cost relative to each other, at any speed of the machine.
+
+    Threads that observe at once may lose a run.
+    """
+
+    def __init__(self, batch_sizes: Sequence[int]) -> None:
+        self._sizes = batch_sizes
+        self._costs: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
+        self._slowness = 1.0
+
+    @property
+    def costs(self) -> Mapping[int, float]:
+        """Those of each batch size that has run, in ascending order."""
+        return self._costs
+
+    def start(self, seconds: Mapping[int, float]) -> None:
+        """Begin with measured seconds, unless something is known."""
+        if not self._costs:
+            self._costs = {size: one for size, one in sorted(seconds.items()) if one > 0}
+            self._counts = dict.fromkeys(self._costs, MAX_SAMPLES)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from a run; one between two sizes counts for the upper one."""
+        size = self._sizes[min(bisect_left(self._sizes, rows), len(self._sizes) - 1)]
+        if not seconds:
+            return
+        if (cost := self._costs.get(size)) is None:
+            cost = seconds * size / rows / self._slowness
+            self._costs = dict(sorted({**self._costs, size: cost}.items()))
+            self._counts[size] = 1
+            return
+        expected = cost if rows == size else interpolate(self._costs, rows)
+        ratio = min(seconds / expected, MAX_DEVIATION * self._slowness)
+        self._counts[size] = count = min(self._counts[size] + 1, MAX_RUNS)
+        self._costs[size] = cost * (1.0 + (ratio / self._slowness - 1.0) / count)
+        self._slowness += (ratio - self._slowness) / SPEED_RUNS
+
+
+class Waiting(Protocol):
+    """A queue, as far as its length matters."""
+
+    @property
+    def rows(self) -> int:
+        """The number of waiting rows."""
+
+
 class BatchSizeChoice:
     """The rows of the next batch by those that wait.
 
     Args:
         cost_model: What runs cost.
         padded_rows: The rows that a batch runs with.
-        waiting_rows: Those in the whole queue.
+        queue: What waits, of all groups.
         clock: In seconds.
         instances: That take batches from the queue.
     """
@@ -87,14 +147,15 @@ class BatchSizeChoice:
         self,
         cost_model: CostModel,
         padded_rows: Callable[[int], int],
-        waiting_rows: Callable[[], int],
+        queue: Waiting,
         clock: Callable[[], float],
         instances: int = 1,
     ) -> None:
         self._cost_model = cost_model
         self._padded_rows = padded_rows
-        self._waiting_rows = waiting_rows
+        self._queue = queue
         self._instances = instances
+        self._costs = RelativeCosts(cost_model.batch_sizes)
         self._utilisation = Utilisation(clock(), instances)
         self._batches = 0
         self._most_waiting = 1  # since the last update
@@ -114,7 +175,7 @@ class BatchSizeChoice:
         """
         if waiting == 1:
             return 1
-        total = max(waiting, self._waiting_rows())
+        total = max(waiting, self._queue.rows)
         self._most_waiting = max(self._most_waiting, total)
         table = self._table
         rows = table[total] if total < len(table) else self._efficient_rows
@@ -124,7 +185,11 @@ class BatchSizeChoice:
             rows = next((size for size in self._cost_model.batch_sizes if size > rows), rows)
         return min(rows, waiting)
 
-    def observe(self, queued_at: float, started: float, ended: float) -> None:
+    def observe_run(self, rows: int, seconds: float, group: Hashable) -> None:
+        """Learn from a run of `rows`, padding included."""
+        self._costs.observe(rows, seconds / self._cost_model.group_factor(group))
+
+    def observe_batch(self, queued_at: float, started: float, ended: float) -> None:
         """Learn from a batch: when its first request was queued, when it started and ended."""
         self._batches += 1
         window = max(UTILISATION_SECONDS, UTILISATION_RUNS * self._cost_model.predict(1))
@@ -135,7 +200,8 @@ class BatchSizeChoice:
 
     def update(self) -> None:
         """Make the table anew from the present costs and utilisation."""
-        costs = self._cost_model.mean_seconds
+        self._costs.start(self._cost_model.seconds)
+        costs = {**self._costs.costs}
         if not costs:
             return
         self._efficient_rows = min(costs, key=lambda size: costs[size] / size)
@@ -143,7 +209,7 @@ class BatchSizeChoice:
         limit = min(2 * self._most_waiting, MAX_TABLE_ROWS)
         self._most_waiting = 1
         runs = [
-            _interpolate(costs, self._padded_rows(rows))
+            interpolate(costs, self._padded_rows(rows))
             for rows in range(1, min(limit, max(costs)) + 1)
         ]
         row_seconds = costs[self._efficient_rows] / self._efficient_rows
@@ -191,7 +257,7 @@ def _candidates(largest: int) -> Sequence[int]:
     return sorted([size for size in sizes if size <= largest])
 
 
-def _interpolate(costs: dict[int, float], rows: int) -> float:
+def interpolate(costs: Mapping[int, float], rows: int) -> float:
     """Return the seconds of a run by those of some sizes, in ascending order."""
     below = 0
     for size, seconds in costs.items():

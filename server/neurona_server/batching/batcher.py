@@ -24,6 +24,7 @@ from neurona_server.batching.batch import (
     RunningBatch,
     split_request,
 )
+from neurona_server.batching.batch_size_choice import BatchSizeChoice
 from neurona_server.batching.cost_distribution import CostDistribution
 from neurona_server.batching.cost_model import CostModel, Padding
 from neurona_server.batching.device_scheduler import CPU, DeviceScheduler, DeviceTurn, ModelRuns
@@ -136,6 +137,11 @@ class Batcher:
         self.queue = Queue(policy, clock, self.cost_model.predict)
         self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
         self.padding = Padding(self.cost_model.batch_sizes)
+        self.size_choice = BatchSizeChoice(
+            *(self.cost_model, self.padding.padded_rows, self.queue, clock, len(new_runs))
+        )
+        if batched:
+            self.queue.choose_rows = self.size_choice.choose
         self.failure_log = RateLimitedFailureLog(name)
         self.cost_distribution = CostDistribution(self.cost_model)
         self.admission = Admission(
@@ -217,6 +223,7 @@ class Batcher:
         would make short requests wait for long ones. Called before `start`.
         """
         self._new_slots = new_slots
+        self.queue.choose_rows = None  # requests that join a run do not lengthen it
         self._inline.is_allowed = False
         self._inline.update()
 
@@ -415,6 +422,10 @@ class Batcher:
                 finally:  # or it would count as running for ever, and requests be rejected for it
                     if not batch.abandoned:
                         self.admission.finish_batch(estimate)
+                        if self.queue.choose_rows is not None:
+                            queued_at = batch.requests[0].queued_at
+                            ended = self._clock()
+                            self.size_choice.observe_batch(queued_at, estimate.started, ended)
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
             log.exception("%s: a batch could not be processed", self.name)
             for request in [*batch.expired, *batch.requests]:
@@ -825,6 +836,7 @@ class Batcher:
         count = sum([request.count for request in requests])
         self._metrics.record_run(rows, count, padded - rows, phases, predicted)
         self.cost_model.observe(padded, seconds, group, run_finished)
+        self.size_choice.observe_run(padded, seconds, group)
         self._full_batches += rows >= self.queue.max_batch_rows
         self._inline.observe(seconds)
         self.tune()

@@ -18,13 +18,6 @@ STEADY_SECONDS = 0.1
 """Total seconds of at least two measured runs of a batch size after which it is known well enough:
 disturbances of a machine are short compared with that."""
 
-MEAN_RUNS = 32
-"""Runs that the mean of a batch size is taken over: enough to compare sizes by a percent or two."""
-
-MAX_DEVIATION = 2.0
-"""A run counts in the mean for so many times the median at most: a stall of the machine says
-nothing about its size."""
-
 MEASURING_BUDGET = 1.0
 """Seconds to measure all batch sizes: the model does not serve until then."""
 
@@ -67,7 +60,6 @@ class CostModel:
             size: deque(maxlen=MAX_SAMPLES) for size in self.batch_sizes
         }
         self._seconds: dict[int, float] = {}
-        self._means: dict[int, float] = {}
         self._measured_group: Hashable = None
         self._measured_rows = 0  # the most of one of its runs
         self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
@@ -80,14 +72,6 @@ class CostModel:
     def seconds(self) -> dict[int, float]:
         """The estimated seconds of each batch size that has run, in ascending order."""
         return dict(self._seconds)
-
-    @property
-    def mean_seconds(self) -> dict[int, float]:
-        """The mean seconds of each batch size that has run, in ascending order.
-
-        They vary less than `seconds`, and follow a change later.
-        """
-        return dict(self._means)
 
     def measure(
         self, time_run: Callable[[int], float], group: Hashable, budget: float = MEASURING_BUDGET
@@ -120,6 +104,11 @@ class CostModel:
         """
         record = self._groups.get(group)
         return self._predict_for_measured_group(rows) * (record.factor if record else 1.0)
+
+    def group_factor(self, group: Hashable) -> float:
+        """Return what runs of a group cost relative to the measured one, 1.0 if that is unknown."""
+        record = self._groups.get(group)
+        return record.factor if record else 1.0
 
     def predict_measured(self, rows: int, group: Hashable) -> float | None:
         """Return the predicted seconds of a run, None if no such run was measured.
@@ -195,16 +184,26 @@ class CostModel:
             candidates = [size for size in measured if seconds[size] <= 1.5 * cheapest]
         return max(candidates, key=lambda size: (size / seconds[size], size))
 
+    def rows_within(self, seconds: float) -> int:
+        """Return the most rows, of any batch, of which a run takes at most `seconds`.
+
+        Runs cost what is typical of the groups that run now. It is 1 at the least.
+        """
+        allowed = seconds / self._typical_factor
+        fits, exceeds = 1, self.batch_sizes[-1] + 1
+        while exceeds - fits > 1:
+            rows = (fits + exceeds) // 2
+            if self._predict_for_measured_group(rows) <= allowed:
+                fits = rows
+            else:
+                exceeds = rows
+        return fits
+
     def _add_sample(self, size: int, seconds: float) -> None:
         samples = self._samples[size]
         samples.append(seconds)
         # The mapping is replaced, not changed: readers in other threads see one or the other.
-        typical = median(samples)
-        self._seconds = dict(sorted({**self._seconds, size: typical}.items()))
-        mean = self._means.get(size, typical)
-        weight = 1.0 / MEAN_RUNS
-        mean += weight * (min(seconds, MAX_DEVIATION * typical) - mean)
-        self._means = dict(sorted({**self._means, size: mean}.items()))
+        self._seconds = dict(sorted({**self._seconds, size: median(samples)}.items()))
 
     def _predict_for_measured_group(self, rows: int) -> float:
         """Return the seconds of a run of the measured group.
