@@ -47,7 +47,7 @@ possible."""
 
 EXPLORE_INTERVAL = 32
 """Every so many batches a limited one may have the next larger size: its estimate may be wrong, and
-would otherwise never be corrected, and one that has never run is not in the table."""
+would otherwise never be corrected."""
 
 
 class Utilisation:
@@ -101,11 +101,15 @@ class RelativeCosts:
         """Those of each batch size that has run, in ascending order."""
         return self._costs
 
+    @property
+    def largest(self) -> int:
+        """The largest batch size that has run, 0 before any."""
+        return max(self._costs, default=0)
+
     def start(self, seconds: Mapping[int, float]) -> None:
-        """Begin with measured seconds, unless something is known."""
-        if not self._costs:
-            self._costs = {size: one for size, one in sorted(seconds.items()) if one > 0}
-            self._counts = dict.fromkeys(self._costs, MAX_SAMPLES)
+        """Begin with what was measured at warm-up."""
+        self._costs = {size: one for size, one in sorted(seconds.items()) if one > 0}
+        self._counts = dict.fromkeys(self._costs, MAX_SAMPLES)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a run; one between two sizes counts for the upper one."""
@@ -179,7 +183,7 @@ class BatchSizeChoice:
         self._most_waiting = max(self._most_waiting, total)
         table = self._table
         rows = table[total] if total < len(table) else self._efficient_rows
-        if rows >= waiting:
+        if rows >= waiting or waiting > self._costs.largest:
             return waiting
         if self._batches % EXPLORE_INTERVAL == 0:
             rows = next((size for size in self._cost_model.batch_sizes if size > rows), rows)
@@ -187,6 +191,8 @@ class BatchSizeChoice:
 
     def observe_run(self, rows: int, seconds: float, group: Hashable) -> None:
         """Learn from a run of `rows`, padding included."""
+        if not self._costs.largest:
+            self._costs.start(self._cost_model.seconds)
         self._costs.observe(rows, seconds / self._cost_model.group_factor(group))
 
     def observe_batch(self, queued_at: float, started: float, ended: float) -> None:
@@ -200,7 +206,6 @@ class BatchSizeChoice:
 
     def update(self) -> None:
         """Make the table anew from the present costs and utilisation."""
-        self._costs.start(self._cost_model.seconds)
         costs = {**self._costs.costs}
         if not costs:
             return
