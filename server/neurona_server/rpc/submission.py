@@ -54,6 +54,10 @@ class Responder(RequestIdentity, Protocol):
         """The deadline in seconds of the monotonic clock, inf if the caller set none."""
 
     @property
+    def arrived(self) -> float:
+        """See `Call.arrived`; 0.0 if what it has waited for was not the transport."""
+
+    @property
     def defer(self) -> Defer | None:
         """See `Call.defer`; None outside of the transport's thread."""
 
@@ -467,6 +471,8 @@ def send(
     `retry` submits another one in its place.
     """
     responder, model = submission.responder, submission.model
+    if arrived := responder.arrived:
+        submission.arrival_lag = submission.started - arrived
     responder.on_cancel(partial(cancel, submission))
     try:
         model.batcher.submit(submission, defer)
