@@ -188,7 +188,7 @@ def make_load(load: Load) -> Arrivals:
 
 
 class _LoadRun:
-    """A load under way: lists by the number of the request, in the order of sending."""
+    """A load while it is made: lists by the number of the request, in the order of sending."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
