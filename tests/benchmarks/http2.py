@@ -171,7 +171,8 @@ class Connection:
         for kind, flags, stream, payload in self.read_frames():
             if kind == DATA:
                 answers[stream] = answers[stream] + payload if stream in answers else payload
-            if (flags & END_STREAM and kind != RESET) or kind == RESET:
+            # Once a call has ended, its stream is reset if the server did not read all of it.
+            if (flags & END_STREAM or kind == RESET) and stream in calls:
                 answer = answers.pop(stream, b"")
                 if answer:
                     ended.append(EndedCall(calls.pop(stream), OK, 0.0, answer[5:]))

@@ -8,43 +8,44 @@
 Requests come from one process over eight connections, at random times (a Poisson process, or one
 with bursts of three times its mean rate), independently of the responses. Rates are shares of the
 capacity: what the same server answers without an objective to the same process in a closed loop,
-measured anew in each round. A probe at real-time priority records the machine's own stalls. What
-was found is written after each measurement.
+measured anew in each round. Deadlines are measured too: of each request, to a server without an
+objective. A probe at real-time priority records the machine's own stalls. What was found is written
+after each measurement.
 """
 
 import argparse
-import contextlib
 import json
 import resource
 import signal
 import sys
-import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import grpc
 from google.protobuf.json_format import MessageToDict
 from measurements import environment_line
-from models import Model, create_model
 from objective_outcomes import Outcome, judge, share_at_least
+from objective_server import (
+    WARM_UP_SECONDS,
+    WORKLOADS,
+    ObjectiveServer,
+    Workload,
+    create_workload,
+    cycle_seconds,
+    measure_capacity,
+    objective_server,
+)
 from open_loop import Array, Bursts, Load, poisson_times, send_load
-from processes import PREDICT, Command, RunningServer, Server, start_server
-from prometheus_client.parser import text_string_to_metric_families
-from servers import copy_model, free_port, neurona_command
 from stalls import MachineTime, Stalls, stall_probe
 from table import grid
 
-from neurona_protos.prediction_pb2 import DescribeModelRequest, DescribeModelResponse
-from neurona_protos.prediction_pb2_grpc import ModelsStub
+from neurona_protos.prediction_pb2 import DescribeModelResponse
 
 ROOT = Path(__file__).parents[2]
-MODELS = ("lenet5", "lstm", "resnet50", "small")
 OBJECTIVES = (20, 50, 100)
 LONGER_OBJECTIVES = (200, 500, 1000, 2000, 5000)
 """Milliseconds, of which the first one counts that a model can meet, if it meets none of ours."""
@@ -52,49 +53,13 @@ RUNS_IN_OBJECTIVE = 3
 """A model can meet an objective in which it runs a row so often: a request arrives during one run,
 and its own may be of several rows."""
 LOADS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
-SMALL_MODELS = 100
-WARM_UP_SECONDS = 1.0
-COUNTED = "neurona_objective_requests_total"
+OBJECTIVE, DEADLINE = "objective", "deadline"
+DEADLINE_ARRIVALS = "poisson"  # with which deadlines are measured, the middle one of the objectives
 
 ARRIVALS: dict[str, Callable[[float, float, int], Array]] = {
     "poisson": poisson_times,
     "bursts": Bursts().times,
 }
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Models that are served together, and their requests.
-
-    Attributes:
-        name: Its name on the command line.
-        model: The model, of which there may be copies.
-        names: The name of each copy.
-        in_flight: Requests in flight with which the capacity is measured.
-    """
-
-    name: str
-    model: Model
-    names: tuple[str, ...]
-    in_flight: tuple[int, ...]
-
-    @property
-    def bodies(self) -> list[bytes]:
-        request = self.model.predict_request()
-        bodies = []
-        for name in self.names:
-            request.model = name
-            bodies.append(request.SerializeToString())
-        return bodies
-
-
-def create_workload(name: str, folder: Path) -> Workload:
-    """Returns a workload by its name in MODELS."""
-    model = create_model("mlp" if name == "small" else name, folder / "models")
-    names = (model.name,)
-    if name == "small":
-        names = (*(f"mlp{number:03}" for number in range(1, SMALL_MODELS)), model.name)
-    return Workload(name, model, names, model.loads[-2:])
 
 
 @dataclass(frozen=True)
@@ -122,12 +87,23 @@ class Measurement:
     stolen: float
 
 
+@dataclass(frozen=True)
+class Promise:
+    """By when an answer is promised: the server's latency objective or each request's deadline."""
+
+    kind: str
+    milliseconds: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.milliseconds:g} ms"
+
+
 @dataclass
 class Point:
-    """A model under an objective and a load, with a measurement for each round."""
+    """A model under a promise and a load, with a measurement for each round."""
 
     workload: str
-    objective: float
+    promise: Promise
     arrivals: str
     load: float
     rounds: list[Measurement] = field(default_factory=list)
@@ -146,7 +122,7 @@ class Results:
         points: In the order of their measurement.
         capacities: Requests per second by workload, one for each round.
         descriptions: What Models.Describe says of the batching after the last load, by workload
-            and objective.
+            and promise.
         is_real_time: Whether the probes of stalls ran before all ordinary processes.
     """
 
@@ -156,90 +132,19 @@ class Results:
     descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
     is_real_time: bool = True
 
-    def point(self, workload: str, objective: float, arrivals: str, load: float) -> Point:
+    def point(self, workload: str, promise: Promise, arrivals: str, load: float) -> Point:
         """Returns a point, a new one if there is none."""
-        key = (workload, objective, arrivals, load)
+        key = (workload, promise, arrivals, load)
         for one in self.points:
-            if (one.workload, one.objective, one.arrivals, one.load) == key:
+            if (one.workload, one.promise, one.arrivals, one.load) == key:
                 return one
         self.points.append(Point(*key))
         return self.points[-1]
 
 
-class ObjectiveServer:
-    """A server that runs, and what it says of itself."""
-
-    def __init__(self, running: RunningServer, metrics_address: str, workload: Workload) -> None:
-        self.running = running
-        self.address = running.address
-        self.workload = workload
-        self._metrics_url = f"http://{metrics_address}/metrics"
-
-    def describe(self) -> DescribeModelResponse:
-        """Returns what the server says of the first model."""
-        with grpc.insecure_channel(self.address) as channel:
-            request = DescribeModelRequest(model=self.workload.names[0])
-            return ModelsStub(channel).Describe(request, timeout=20)
-
-    def counted(self) -> dict[str, float]:
-        """Returns the requests with an objective by result, of all models."""
-        with urllib.request.urlopen(self._metrics_url, timeout=20) as response:  # noqa: S310 http
-            text = response.read().decode()
-        counts: dict[str, float] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == COUNTED:
-                    result = sample.labels["result"]
-                    counts[result] = counts.get(result, 0.0) + sample.value
-        return counts
-
-
-@contextlib.contextmanager
-def objective_server(workload: Workload, objective_ms: float = 0.0) -> Iterator[ObjectiveServer]:
-    """Starts a server of a workload's models, and stops it; it has no objective if that is 0."""
-    metrics_address = f"127.0.0.1:{free_port()}"
-    flags = ["--metrics-address", metrics_address]
-    if objective_ms:
-        flags += ["--latency-objective-ms", f"{objective_ms:g}"]
-    server = Server("neurona", (PREDICT,), partial(_command, workload.names, flags))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "server"
-        with start_server(server, workload.model, path) as running:
-            yield ObjectiveServer(running, metrics_address, workload)
-
-
-def _command(
-    names: Sequence[str], flags: Sequence[str], model: Model, folder: Path, address: str
-) -> Command:
-    for name in names:
-        copy_model(model, folder / "models", name)
-    return neurona_command(folder / "models", address, *flags)
-
-
-def measure_capacity(server: ObjectiveServer, seconds: float) -> float:
-    """Returns the requests per second that a server answers, if others always wait."""
-    rates = []
-    for in_flight in server.workload.in_flight:
-        load = Load(
-            server.address,
-            server.workload.bodies,
-            in_flight=in_flight,
-            seconds=seconds,
-            warm_up_seconds=WARM_UP_SECONDS,
-            drain_seconds=30.0,
-        )
-        arrivals = send_load(load)
-        if arrivals.failed:
-            raise RuntimeError(
-                f"{arrivals.failed} requests of a closed loop failed (expected none)"
-            )
-        rates.append(arrivals.rate)
-    return max(rates)
-
-
 def measure_point(
     server: ObjectiveServer,
-    objective_ms: float,
+    promise: Promise,
     times: Array,
     seconds: float,
     capacity: float,
@@ -253,20 +158,21 @@ def measure_point(
         seconds=seconds,
         warm_up_seconds=WARM_UP_SECONDS,
         seed=seed,
+        timeout=promise.milliseconds / 1000 if promise.kind == DEADLINE else 0.0,
     )
     before, counted = _Costs.now(server), server.counted()
     with stall_probe() as stalls:
         arrivals = send_load(load)
     after, counted_after = _Costs.now(server), server.counted()
-    batching = server.describe().batching
-    runs = [cost.seconds for cost in batching.costs if cost.rows <= batching.limit_rows]
     wall = after.clock - before.clock
     used = after.busy - before.busy - (after.server - before.server) - (after.own - before.own)
     measurement = Measurement(
         capacity=capacity,
-        outcome=judge(arrivals, objective_ms / 1000, stalls, max(runs, default=0.0)),
+        outcome=judge(
+            arrivals, promise.milliseconds / 1000, stalls, cycle_seconds(server.describe())
+        ),
         counted={key: value - counted.get(key, 0.0) for key, value in counted_after.items()},
-        server_cpu=(after.server - before.server) / wall,
+        server_cpu=max(0.0, after.server - before.server) / wall,
         load_cpu=arrivals.cpu_seconds / arrivals.wall_seconds,
         load_microseconds=1e6 * arrivals.cpu_seconds / max(1, arrivals.all_sent),
         other_cpu=max(0.0, used) / wall,
@@ -313,31 +219,32 @@ def run_round(
         objectives = choose_objectives(arguments.objectives, server.describe())
     results.capacities.setdefault(workload.name, []).append(capacity)
     _say(f"{workload.name}: capacity {capacity:.0f} per second")
-    for objective in objectives:
+    promises = [Promise(OBJECTIVE, one) for one in objectives]
+    promises.append(Promise(DEADLINE, objectives[len(objectives) // 2]))
+    for promise in promises:
+        objective = promise.milliseconds if promise.kind == OBJECTIVE else 0.0
         with objective_server(workload, objective) as server:
-            for load in arguments.loads:
-                for arrivals in arguments.arrivals:
-                    seed = 1000 * number + round(10 * load)
-                    times = ARRIVALS[arrivals](
-                        load * capacity, WARM_UP_SECONDS + arguments.seconds, seed
-                    )
-                    measurement, stalls = measure_point(
-                        server, objective, times, arguments.seconds, capacity, seed
-                    )
-                    point = results.point(workload.name, objective, arrivals, load)
-                    point.rounds.append(measurement)
-                    results.is_real_time &= stalls.is_real_time
-                    key = f"{workload.name}, {objective:g} ms"
-                    results.descriptions[key] = MessageToDict(server.describe().batching)
-                    _say(_line(point))
-                    yield
+            for load, arrivals in product(arguments.loads, arguments.arrivals):
+                if promise.kind == DEADLINE and arrivals != DEADLINE_ARRIVALS:
+                    continue
+                seed = 1000 * number + round(10 * load)
+                seconds = arguments.seconds
+                times = ARRIVALS[arrivals](load * capacity, WARM_UP_SECONDS + seconds, seed)
+                measurement, stalls = measure_point(server, promise, times, seconds, capacity, seed)
+                point = results.point(workload.name, promise, arrivals, load)
+                point.rounds.append(measurement)
+                results.is_real_time &= stalls.is_real_time
+                description = MessageToDict(server.describe().batching)
+                results.descriptions[f"{workload.name}, {promise}"] = description
+                _say(_line(point))
+                yield
 
 
 def _line(point: Point) -> str:
     last = point.rounds[-1]
     one = last.outcome
     return (
-        f"{point.workload}, objective {point.objective:g} ms, {point.arrivals}, {point.load:g} of "
+        f"{point.workload}, {point.promise}, {point.arrivals}, {point.load:g} of "
         f"capacity: {one.sent} sent, {one.in_time} in time, {one.late} late ({one.stalled} by "
         f"stalls), {one.dropped} dropped, {one.refused} refused, {one.failed} failed; goodput "
         f"{one.goodput / last.capacity:.2f}; p50 {_ms(one.p50)}, p99 {_ms(one.p99)}, p99.9 "
@@ -376,18 +283,16 @@ def format_results(results: Results) -> str:
     if not results.is_real_time:
         parts.append("The probes of stalls had no real-time priority: stalls may be ordinary load.")
     parts.append(LEGEND)
-    for workload, objective in dict.fromkeys(
-        (one.workload, one.objective) for one in results.points
-    ):
+    sections: dict[tuple[str, Promise], list[Point]] = {}
+    for one in results.points:
+        sections.setdefault((one.workload, one.promise), []).append(one)
+    for (workload, promise), points in sections.items():
         capacities = results.capacities[workload]
-        parts.append(f"## {workload}, objective {objective:g} ms")
+        parts.append(f"## {workload}, {promise}")
         parts.append(
             f"Capacity {median(capacities):,.0f} per second "
             f"({min(capacities):,.0f} to {max(capacities):,.0f})."
         )
-        points = [
-            one for one in results.points if (one.workload, one.objective) == (workload, objective)
-        ]
         points.sort(key=lambda one: (one.arrivals != "poisson", one.load))
         parts.append(grid(HEAD, map(_cells, points)))
     return "\n\n".join(parts) + "\n"
@@ -460,7 +365,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--objectives", nargs="+", type=float, metavar="MS")
     parser.add_argument("--loads", nargs="+", type=float, metavar="SHARE", help="of the capacity")
     parser.add_argument("--arrivals", nargs="+", choices=ARRIVALS, default=list(ARRIVALS))
@@ -473,7 +378,7 @@ def _arguments() -> argparse.Namespace:
     arguments.objectives = arguments.objectives or ([50.0] if quick else list(OBJECTIVES))
     arguments.loads = arguments.loads or ([0.8, 1.5, 3.0] if quick else list(LOADS))
     arguments.rounds = arguments.rounds or (1 if quick else 3)
-    arguments.seconds = arguments.seconds or (4.0 if quick else 10.0)
+    arguments.seconds = arguments.seconds or (3.0 if quick else 8.0)
     return arguments
 
 
