@@ -13,6 +13,10 @@ run one session."""
 
 NewRun = Callable[[], Any]
 
+NewCondition = Callable[[threading.Lock], threading.Condition]
+"""Makes the condition in which threads wait with a lock: a simulation has them wait in virtual
+time."""
+
 SHORT_ABSENCE_SECONDS = 0.1
 """Time on a device that a model is still owed when it comes back: between two batches it waits for
 no turn, though it has more requests."""
@@ -117,13 +121,17 @@ class DeviceScheduler:
     """
 
     def __init__(
-        self, slots: int, slots_by_device: Mapping[str, int] = MappingProxyType({})
+        self,
+        slots: int,
+        slots_by_device: Mapping[str, int] = MappingProxyType({}),
+        new_condition: NewCondition = threading.Condition,
     ) -> None:
         """Make a scheduler of all devices; each is known by its label, such as "cuda:0".
 
         Args:
             slots: Concurrent runs on a device that `slots_by_device` does not have.
             slots_by_device: Concurrent runs by the label of the device.
+            new_condition: Makes what threads wait in.
 
         Raises:
             ValueError: A device would have no slots.
@@ -134,7 +142,7 @@ class DeviceScheduler:
         self._slots = slots
         self._devices = {label: DeviceUse(number) for label, number in slots_by_device.items()}
         self._waiting: list[ModelRuns] = []
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = new_condition(threading.Lock())
         self.lost_devices: Mapping[str, str] = {}
         """Why each device that is lost does not work, by its label."""
         self.on_lost: Callable[[str, str], object] = lambda _device, _reason: None

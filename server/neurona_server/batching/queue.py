@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from neurona_server.batching.batch import Batch
+from neurona_server.batching.device_scheduler import NewCondition
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidArgumentError, QueueFullError, UnavailableError
@@ -217,6 +218,7 @@ class Queue:
         policy: BatchPolicy,
         clock: Callable[[], float] = time.monotonic,
         cost: Cost = lambda *_: 0.0,
+        new_condition: NewCondition = threading.Condition,
     ) -> None:
         self._policy = policy
         self._policies = policy.queue_policies
@@ -240,7 +242,7 @@ class Queue:
         None if all have the same. It is set after `merge`."""
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
-        self._changed = threading.Condition(self._lock)
+        self._changed = new_condition(self._lock)
 
     @property
     def rows(self) -> int:
