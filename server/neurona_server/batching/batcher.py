@@ -26,7 +26,13 @@ from neurona_server.batching.batch import (
 )
 from neurona_server.batching.cost_distribution import CostDistribution
 from neurona_server.batching.cost_model import CostModel, Padding
-from neurona_server.batching.device_scheduler import CPU, DeviceScheduler, DeviceTurn, ModelRuns
+from neurona_server.batching.device_scheduler import (
+    CPU,
+    DeviceScheduler,
+    DeviceTurn,
+    ModelRuns,
+    NewCondition,
+)
 from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
@@ -113,7 +119,8 @@ class Batcher:
     `batched` is False for a model without a batch axis: its requests run one by one and each gets
     all of the outputs. `scheduler` is that of all devices, if other models run on them too;
     `tracer` records the batches of traced requests, `watchdog` the process's thread that finds runs
-    which take too long; `new_cost_model` makes the cost model for the batch sizes.
+    which take too long; `new_cost_model` makes the cost model for the batch sizes, `new_condition`
+    what threads wait in.
     """
 
     def __init__(
@@ -129,11 +136,12 @@ class Batcher:
         watchdog: RunWatchdog | None = None,
         clock: Callable[[], float] = time.monotonic,
         new_cost_model: Callable[[Sequence[int]], CostModel] = CostModel,
+        new_condition: NewCondition = threading.Condition,
     ) -> None:
         self.name = name  # of the model, for the log
         self.policy = policy
         self.cost_model = new_cost_model(policy.batch_sizes if batched else (1,))
-        self.queue = Queue(policy, clock, self.cost_model.predict)
+        self.queue = Queue(policy, clock, self.cost_model.predict, new_condition)
         self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
         self.padding = Padding(self.cost_model.batch_sizes)
         self.failure_log = RateLimitedFailureLog(name)

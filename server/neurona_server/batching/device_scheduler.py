@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from neurona_server.errors import DeviceLostError
 
@@ -19,6 +19,10 @@ CPU = "cpu"
 run one session."""
 
 NewRun = Callable[[], Any]
+
+NewCondition = Callable[[threading.Lock], threading.Condition]
+"""Makes the condition in which threads wait with a lock: a simulation has them wait in virtual
+time."""
 
 MAX_CREDIT = 0.1
 """Seconds of a device that a model which used less than its share is owed at most. That makes up
@@ -40,16 +44,6 @@ SMOOTHING = 0.1
 
 OVERDUE_SHARE = 0.1
 """The part of its time until now for which a turn that should have ended is assumed to go on."""
-
-
-class Gate(Protocol):
-    """What a thread waits at for its turn: a lock that is taken already."""
-
-    def acquire(self) -> object:
-        """Wait until it is released."""
-
-    def release(self) -> object:
-        """Let the thread go on. From any thread."""
 
 
 class ModelRuns:
@@ -103,10 +97,16 @@ class ModelRuns:
 class _Waiter:
     """A thread that waits for a turn."""
 
-    __slots__ = ("clock", "due", "error", "gate", "since", "turn")
+    __slots__ = ("clock", "condition", "due", "error", "since", "turn")
 
-    def __init__(self, gate: Gate, clock: Callable[[], float], since: float, due: float) -> None:
-        self.gate = gate
+    def __init__(
+        self,
+        condition: threading.Condition,
+        clock: Callable[[], float],
+        since: float,
+        due: float,
+    ) -> None:
+        self.condition = condition
         self.clock = clock
         self.since = since
         self.due = due
@@ -292,13 +292,17 @@ class DeviceScheduler:
     """
 
     def __init__(
-        self, slots: int, slots_by_device: Mapping[str, int] = MappingProxyType({})
+        self,
+        slots: int,
+        slots_by_device: Mapping[str, int] = MappingProxyType({}),
+        new_condition: NewCondition = threading.Condition,
     ) -> None:
         """Make a scheduler of all devices; each is known by its label, such as "cuda:0".
 
         Args:
             slots: Concurrent runs on a device that `slots_by_device` does not have.
             slots_by_device: Concurrent runs by the label of the device.
+            new_condition: Makes what threads wait in.
 
         Raises:
             ValueError: A device would have no slots.
@@ -311,8 +315,7 @@ class DeviceScheduler:
         # Invariant: no device has a free slot while a model waits that has an idle run there.
         self._waiting: dict[ModelRuns, None] = {}
         self._lock = threading.Lock()
-        self.new_gate: Callable[[], Gate] = threading.Lock
-        """Makes what a thread waits at: a simulation has its own."""
+        self._new_condition = new_condition
         self.lost_devices: Mapping[str, str] = {}
         """Why each device that is lost does not work, by its label."""
         self.on_lost: Callable[[str, str], object] = lambda _device, _reason: None
@@ -338,7 +341,7 @@ class DeviceScheduler:
         """
         with self._lock:
             turn = self._start_or_wait(runs, clock)
-        return turn if isinstance(turn, DeviceTurn) else _wait_for_turn(turn)
+            return turn if isinstance(turn, DeviceTurn) else _wait_for_turn(turn)
 
     def turn_after(self, turn: DeviceTurn, clock: Callable[[], float]) -> DeviceTurn:
         """End a turn, wait for the next one of the same model and return it.
@@ -350,8 +353,8 @@ class DeviceScheduler:
             DeviceLostError: All devices of the model are lost.
         """
         following: DeviceTurn | _Waiter
+        now = clock()
         with self._lock:
-            now = clock()
             self._charge(turn, now)
             turn.has_ended = True
             turn.account.idle.append(turn.new_run)
@@ -367,7 +370,10 @@ class DeviceScheduler:
                 if waiter.turn is not None:
                     following = waiter.turn
         _report_end(turn)
-        return following if isinstance(following, DeviceTurn) else _wait_for_turn(following)
+        if isinstance(following, DeviceTurn):
+            return following
+        with self._lock:
+            return _wait_for_turn(following)
 
     def forget(self, runs: ModelRuns) -> None:
         """Drop what is known of a model that has no more turns: its memory is to be freed."""
@@ -445,7 +451,7 @@ class DeviceScheduler:
                 if (error := self.lost_error(runs)) is not None:
                     for waiter in runs.waiters:
                         waiter.error = error
-                        waiter.gate.release()
+                        waiter.condition.notify()
                     runs.waiters.clear()
                     del self._waiting[runs]
                     for account in runs.accounts.values():
@@ -465,9 +471,7 @@ class DeviceScheduler:
         with self._lock:
             return self._use(device)
 
-    def _start_or_wait(
-        self, runs: ModelRuns, clock: Callable[[], float]
-    ) -> "DeviceTurn | _Waiter":
+    def _start_or_wait(self, runs: ModelRuns, clock: Callable[[], float]) -> "DeviceTurn | _Waiter":
         account = self._find_free(runs, clock())
         if account is not None:
             runs.wait_seconds -= SMOOTHING * runs.wait_seconds
@@ -516,10 +520,9 @@ class DeviceScheduler:
 
     def _wait(self, runs: ModelRuns, clock: Callable[[], float]) -> "_Waiter":
         now = clock()
-        gate = self.new_gate()
-        gate.acquire()
         slack = runs.slack
-        waiter = _Waiter(gate, clock, now, now + (PATIENCE if slack == math.inf else slack))
+        due = now + (PATIENCE if slack == math.inf else slack)
+        waiter = _Waiter(self._new_condition(self._lock), clock, now, due)
         runs.waiters.append(waiter)
         self._waiting[runs] = None
         for account in runs.accounts.values():
@@ -557,7 +560,7 @@ class DeviceScheduler:
             if len(runs.accounts) > 1:
                 for other in runs.accounts.values():
                     self._update_activity(other)
-            waiter.gate.release()
+            waiter.condition.notify()
 
     def _pop_next(self, use: DeviceUse) -> _Account | None:
         """Remove and return the account of the model whose turn it is, None if nobody waits.
@@ -679,15 +682,15 @@ class DeviceScheduler:
 
 
 def _wait_for_turn(waiter: _Waiter) -> DeviceTurn:
-    """Wait until the scheduler gives a thread its turn, and return it.
+    """Wait with the lock until the scheduler gives a thread its turn, and return it.
 
     Raises:
         DeviceLostError: All devices of the model are lost.
     """
-    waiter.gate.acquire()
-    if waiter.error is not None:
-        raise waiter.error
-    assert waiter.turn is not None  # noqa: S101  for the type checker
+    while waiter.turn is None:
+        if waiter.error is not None:
+            raise waiter.error
+        waiter.condition.wait()
     return waiter.turn
 
 
