@@ -15,12 +15,13 @@ others by a factor have the same choices.
 
 import math
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol
 
-from neurona_server.batching.cost_model import MAX_SAMPLES, CostModel
+from neurona_server.batching.cost_model import CostModel
 
-MAX_PRICE = 64.0
+MAX_PRICE = 32.0
 """Limit of `1 / (1 - utilisation)`: more efficiency than this is not measured."""
 
 UTILISATION_SECONDS = 5.0
@@ -34,12 +35,16 @@ UPDATE_SECONDS = 1.0
 MAX_RUNS = 32
 """Runs that the cost of a batch size is the mean of: sizes may differ by a percent or two."""
 
-MAX_DEVIATION = 2.0
-"""A run counts for so many times the mean at most: a stall says nothing about its size."""
+FIRST_RUNS = 8
+"""What the measurement at warm-up counts for."""
 
-SPEED_RUNS = 8
-"""Runs that the speed of the machine is averaged over. It may change at any time, and then the
-sizes that have run since must not seem worse or better than the others."""
+MAX_DEVIATION = 1.5
+"""A run counts for so many times the mean at most, and no less than that part of it: a stall says
+nothing about a size."""
+
+SPEED_RUNS = 5
+"""Runs whose median is the speed of the machine. It may change at any time, and then the sizes that
+have run since must not seem worse or better than the others."""
 
 MAX_TABLE_ROWS = 128
 """Waiting rows up to which there is a choice for each number; above it batches are as efficient as
@@ -94,6 +99,7 @@ class RelativeCosts:
         self._sizes = batch_sizes
         self._costs: dict[int, float] = {}
         self._counts: dict[int, int] = {}
+        self._ratios: deque[float] = deque([1.0], maxlen=SPEED_RUNS)  # to what is expected
         self._slowness = 1.0
 
     @property
@@ -109,7 +115,7 @@ class RelativeCosts:
     def start(self, seconds: Mapping[int, float]) -> None:
         """Begin with what was measured at warm-up."""
         self._costs = {size: one for size, one in sorted(seconds.items()) if one > 0}
-        self._counts = dict.fromkeys(self._costs, MAX_SAMPLES)
+        self._counts = dict.fromkeys(self._costs, FIRST_RUNS)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a run; one between two sizes counts for the upper one."""
@@ -122,10 +128,12 @@ class RelativeCosts:
             self._counts[size] = 1
             return
         expected = cost if rows == size else interpolate(self._costs, rows)
-        ratio = min(seconds / expected, MAX_DEVIATION * self._slowness)
+        ratio = seconds / expected
+        self._ratios.append(ratio)
+        self._slowness = slowness = sorted(self._ratios)[len(self._ratios) // 2]
+        relative = min(max(ratio / slowness, 1.0 / MAX_DEVIATION), MAX_DEVIATION)
         self._counts[size] = count = min(self._counts[size] + 1, MAX_RUNS)
-        self._costs[size] = cost * (1.0 + (ratio / self._slowness - 1.0) / count)
-        self._slowness += (ratio - self._slowness) / SPEED_RUNS
+        self._costs[size] = cost * (1.0 + (relative - 1.0) / count)
 
 
 class Waiting(Protocol):

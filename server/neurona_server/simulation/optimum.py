@@ -96,11 +96,13 @@ class Evaluation:
         rows: The rows to take by the number that wait, 0 to wait for the next one.
         response: Mean seconds from the arrival of a row to its answer.
         refused: Share of the rows that find the queue full.
+        utilisation: Share of the time in which a batch runs.
     """
 
     rows: NDArray[np.int64]
     response: float
     refused: float
+    utilisation: float
 
 
 class BatchingProcess:
@@ -157,7 +159,8 @@ class BatchingProcess:
         period = float(share @ seconds)
         refused = float(share @ lost) / period / self.rate
         in_system = float(share @ costs) / period
-        return Evaluation(rows, in_system / (self.rate * (1 - refused)), refused)
+        busy = float(share[rows > 0] @ seconds[rows > 0]) / period
+        return Evaluation(rows, in_system / (self.rate * (1 - refused)), refused, busy)
 
     def _chain(self, rows: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
         """Return the transitions, seconds, row-seconds and refused rows by state."""
