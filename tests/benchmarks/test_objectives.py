@@ -235,6 +235,7 @@ def test_refusals_have_their_hint_and_requests_their_timeout(make_server, monkey
     assert timeouts == [pytest.approx(7, abs=2)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_benchmark_measures_a_hundred_models_beyond_their_capacity(tmp_path):
     command = [sys.executable, Path(__file__).with_name("objectives.py"), "--quick"]
