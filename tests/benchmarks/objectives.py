@@ -53,6 +53,8 @@ RUNS_IN_OBJECTIVE = 3
 """A model can meet an objective in which it runs a row so often: a request arrives during one run,
 and its own may be of several rows."""
 LOADS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
+MINIMUM_REQUESTS = 300
+"""For which a measurement takes up to three times as long."""
 OBJECTIVE, DEADLINE = "objective", "deadline"
 DEADLINE_ARRIVALS = "poisson"  # with which deadlines are measured, the middle one of the objectives
 
@@ -183,7 +185,7 @@ def measure_point(
             arrivals, promise.milliseconds / 1000, stalls, cycle_seconds(server.describe())
         ),
         counted={key: value - counted.get(key, 0.0) for key, value in counted_after.items()},
-        server_cpu=max(0.0, after.server - before.server) / wall,
+        server_cpu=(after.server - before.server) / wall,
         load_cpu=arrivals.cpu_seconds / arrivals.wall_seconds,
         load_microseconds=1e6 * arrivals.cpu_seconds / max(1, arrivals.all_sent),
         other_cpu=max(0.0, used) / wall,
@@ -240,9 +242,9 @@ def run_round(
                     continue
                 seed = 1000 * number + round(10 * load)
                 point = results.point(workload.name, promise, arrivals, load)
-                measurement, stalls = measure_point(
-                    server, point, capacity, arguments.seconds, seed
-                )
+                seconds = max(arguments.seconds, MINIMUM_REQUESTS / (load * capacity))
+                seconds = min(seconds, arguments.longest_seconds)
+                measurement, stalls = measure_point(server, point, capacity, seconds, seed)
                 point.rounds.append(measurement)
                 results.is_real_time &= stalls.is_real_time
                 point.description = _describe(server)
@@ -395,6 +397,7 @@ def _arguments() -> argparse.Namespace:
     arguments.loads = arguments.loads or ([0.8, 1.5, 3.0] if quick else list(LOADS))
     arguments.rounds = arguments.rounds or (1 if quick else 3)
     arguments.seconds = arguments.seconds or (3.0 if quick else 8.0)
+    arguments.longest_seconds = arguments.seconds if quick else 3 * arguments.seconds
     return arguments
 
 
