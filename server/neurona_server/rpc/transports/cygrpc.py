@@ -60,9 +60,12 @@ from neurona_server.telemetry.trace import CallTrace
 
 log = logging.getLogger(__name__)
 
-REQUESTED_CALLS = 2048
-"""Calls that gRPC may hand over at once; others wait inside gRPC until one is accepted, where it is
-not seen how long. Reading so many takes longer than requests should wait."""
+REQUESTED_CALLS = 256
+"""Calls that gRPC may hand over at once; others wait inside gRPC until one is accepted."""
+
+MAX_REQUESTED_CALLS = 2048
+"""The same while calls wait for long, so that it is seen for how long: reading so many takes longer
+than any should wait. Each call costs more then, as the processor's caches do not hold so many."""
 
 MAX_CALLS = 100_000
 """Unary calls in flight, of all connections; further ones are rejected."""
@@ -132,6 +135,7 @@ class CygrpcServer:
         self._turns = self._last_turns = 0
         self.progress = options.progress
         self._calls_to_mark = MARKED_CALLS
+        self._requested_calls = REQUESTED_CALLS
         # What the last mark has waited, 0.0 once all ready events were handled.
         self._queue_seconds = 0.0
         self._max_lags: dict[Callable[[], float], tuple[float, float]] = {}
@@ -328,8 +332,13 @@ class CygrpcServer:
     def _accept(self, event: Event) -> None:
         if not event.success:  # the server is shut down
             return
-        with suppress(ValueError):  # the server is shutting down: this call is the last one
-            self._server.request_call(self._queue, self._queue, self._accept)
+        is_late = self._queue_seconds > LAG_SECONDS
+        self._requested_calls -= 1
+        for _ in range(2 if is_late else 1):
+            if self._requested_calls < (MAX_REQUESTED_CALLS if is_late else REQUESTED_CALLS):
+                with suppress(ValueError):  # the server is shutting down: this call is the last one
+                    self._server.request_call(self._queue, self._queue, self._accept)
+                self._requested_calls += 1
         self._calls_to_mark -= 1
         if not self._calls_to_mark:
             self._mark(event.call)
@@ -342,7 +351,7 @@ class CygrpcServer:
             if method is None:
                 path = event.call_details.method.decode(errors="replace")
                 raise UnsupportedError(f"unknown method {quoted(path)}")
-            if self._queue_seconds > LAG_SECONDS and isinstance(method, Unary):
+            if is_late and isinstance(method, Unary):
                 self._check_lag(method)
             access = self._options.access
             grant = (
