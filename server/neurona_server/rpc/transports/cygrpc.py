@@ -333,12 +333,7 @@ class CygrpcServer:
         if not event.success:  # the server is shut down
             return
         is_late = self._queue_seconds > LAG_SECONDS
-        self._requested_calls -= 1
-        for _ in range(2 if is_late else 1):
-            if self._requested_calls < (MAX_REQUESTED_CALLS if is_late else REQUESTED_CALLS):
-                with suppress(ValueError):  # the server is shutting down: this call is the last one
-                    self._server.request_call(self._queue, self._queue, self._accept)
-                self._requested_calls += 1
+        self._request_calls(MAX_REQUESTED_CALLS if is_late else REQUESTED_CALLS)
         self._calls_to_mark -= 1
         if not self._calls_to_mark:
             self._mark(event.call)
@@ -378,6 +373,14 @@ class CygrpcServer:
             return
         if not stream.ended:
             self._streams[stream] = time.monotonic() + self._options.max_stream_age
+
+    def _request_calls(self, limit: int) -> None:
+        """Request up to two calls in place of one that was accepted, so that there are `limit`."""
+        self._requested_calls -= 1
+        for _ in range(min(2, limit - self._requested_calls)):
+            with suppress(ValueError):  # the server is shutting down: this call is the last one
+                self._server.request_call(self._queue, self._queue, self._accept)
+            self._requested_calls += 1
 
     def _check_lag(self, method: Unary) -> None:
         """Refuse a call that has waited for too long. Raises QueueFullError."""
