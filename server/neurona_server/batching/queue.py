@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from neurona_server.batching.backlog import Backlog, Cost, Merge, MergedBacklog
 from neurona_server.batching.batch import Batch
 from neurona_server.batching.complete_batches import CompleteBatches, ready_rows
+from neurona_server.batching.device_scheduler import NewCondition
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.batching.request_heap import RequestHeap
@@ -24,6 +25,8 @@ from neurona_server.errors import InvalidArgumentError, QueueFullError, Unavaila
 NO_LIMIT = 1 << 62
 """Of rows."""
 
+NO_ROWS: Mapping[Priority, int] = {}
+
 GROUPS_TO_OFFER = 8
 """Groups that a transport's thread is offered for its next batch. If it takes none of them, the
 instances serve all."""
@@ -31,9 +34,9 @@ instances serve all."""
 Accept = Callable[[int, Hashable], bool]
 """Whether to take a batch, by the most rows that it can have and its group."""
 
-ChooseRows = Callable[[Hashable, int], int]
-"""Returns the rows of the next batch, 0 to wait for more, by the group of the request that leads it
-and the rows that wait for it.
+ChooseRows = Callable[[Hashable, int, Request], int]
+"""Returns the rows of the next batch, 0 to wait for more, by the group of the request that leads
+it, the rows that wait for it, and that request.
 
 It must be fast, and take no lock that a thread holds which uses the queue. While it says 0 it is
 asked again with each arrival."""
@@ -179,6 +182,7 @@ class Queue:
         policy: BatchPolicy,
         clock: Callable[[], float] = time.monotonic,
         cost: Cost = lambda *_: 0.0,
+        new_condition: NewCondition = threading.Condition,
     ) -> None:
         self._policy = policy
         self._policies = policy.queue_policies
@@ -216,7 +220,7 @@ class Queue:
         self._choice_end = math.inf  # the end of such a wait; inf: nothing waits for this reason
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
-        self._changed = threading.Condition(self._lock)
+        self._changed = new_condition(self._lock)
 
     @property
     def rows(self) -> int:
@@ -305,12 +309,21 @@ class Queue:
             state = "closed" if self._closed else "open"
             return f"<Queue {state}: {requests} requests, {self._rows} rows, {self._bytes} bytes>"
 
-    def put(self, requests: Sequence[Request], *, notify: bool = True) -> Sequence[Request]:
+    def put(
+        self,
+        requests: Sequence[Request],
+        *,
+        notify: bool = True,
+        displace: Mapping[Priority, int] = NO_ROWS,
+    ) -> Sequence[Request]:
         """Admit all of the requests, which have one priority, or none; never blocks.
 
         If there is no room for them, they displace the newest requests of the lowest level below
         theirs, and then of the next one, as many as necessary. Each level keeps the share of the
         queue that is its share of the runs: requests of one level cannot shut the others out.
+
+        They also displace the newest requests of the levels in `displace`, as many as have so many
+        rows: admission says so where they would otherwise be late.
 
         Without `notify` no thread in `wait` wakes up: the caller takes care of the batch.
 
@@ -348,6 +361,8 @@ class Queue:
                     )
                 for request in displaced:
                     self._remove(request)
+            if displace:
+                displaced = [*displaced, *self._remove_newest(displace)]
             now = self._clock()
             for request in requests:
                 self._add(request, now)
@@ -500,6 +515,20 @@ class Queue:
                     return list(displaceable)
         return ()
 
+    def _remove_newest(self, level_rows: Mapping[Priority, int]) -> Sequence[Request]:
+        """Remove and return the newest requests of each level that have so many rows."""
+        removed: list[Request] = []
+        for priority, rows in level_rows.items():
+            level = self._levels[priority]
+            while rows > 0 and level.rows:
+                newest = next(reversed(level))
+                parts = [one for one in newest.parts if one in level]  # useless without the others
+                for part in parts:
+                    self._remove(part)
+                rows -= sum([part.rows for part in parts])
+                removed += parts
+        return removed
+
     def _next_start_tag(self, level: _Level) -> float:
         return level.finish_tag if level.rows else max(level.finish_tag, self._virtual_time)
 
@@ -554,7 +583,7 @@ class Queue:
 
     def _seconds_by_choice(self, choose_rows: ChooseRows) -> float:
         """Return the seconds for which the next batch waits because of `choose_rows`."""
-        if self._closed or self._policy.preferred_rows or self._choose(choose_rows, self._leader()):
+        if self._closed or self._policy.preferred_rows or self._choose(choose_rows):
             return 0.0
         now = self._clock()
         if self._choice_end == math.inf:
@@ -568,14 +597,15 @@ class Queue:
         turn = levels[0] if len(levels) == 1 else min(levels, key=_FINISH_TAG)
         return turn, turn.first().group
 
-    def _choose(self, choose_rows: ChooseRows, leader: tuple[_Level, Hashable]) -> int:
+    def _choose(self, choose_rows: ChooseRows) -> int:
         """Return the rows of the next batch by `choose_rows`, 0 if it is to wait."""
-        level, group = leader
+        level, group = self._leader()
         if self._merge is None:
-            return choose_rows(group, self.group_rows(group))
+            return choose_rows(group, self.group_rows(group), level.first())
         limit = self._row_limit(group)
         groups = self._merge_groups(level, group, limit)
-        return choose_rows(group, min(limit, sum(map(self.group_rows, groups))))
+        waiting = min(limit, sum(map(self.group_rows, groups)))
+        return choose_rows(group, waiting, level.first())
 
     def _find_ready_group(self) -> tuple[Hashable, int] | None:
         """Return a group of which a batch need not wait for more, and the rows of the batch."""
@@ -642,7 +672,8 @@ class Queue:
             limit = min(self._merged_limit(turn, groups, limit, most), max_rows)
         if self.choose_rows is not None and not delay and not self._policy.preferred_rows:
             waiting = min(limit, sum(map(self.group_rows, groups)))
-            limit = min(limit, self.choose_rows(group, waiting) or limit)
+            first = next(turn.lane_in_order(group))
+            limit = min(limit, self.choose_rows(group, waiting, first) or limit)
             self._choice_end = math.inf
         rows = self._fill_from(turn, batch, groups, 0, limit)
         batch.level_rows[turn.priority] = rows
