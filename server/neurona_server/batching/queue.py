@@ -520,13 +520,12 @@ class Queue:
         removed: list[Request] = []
         for priority, rows in level_rows.items():
             level = self._levels[priority]
-            while rows > 0 and level.rows:
-                newest = next(reversed(level))
-                parts = [one for one in newest.parts if one in level]  # useless without the others
-                for part in parts:
-                    self._remove(part)
-                rows -= sum([part.rows for part in parts])
-                removed += parts
+            kept = max(0, level.rows - rows)
+            while level.rows > kept:
+                for request in next(reversed(level)).parts:  # useless without the others
+                    if request in level:
+                        self._remove(request)
+                        removed.append(request)
         return removed
 
     def _next_start_tag(self, level: _Level) -> float:
