@@ -156,6 +156,7 @@ class App:
         process = supervision.process if supervision else None
         self._tracing = _make_tracing(config, self._metrics, process)
         self._watchdog = RunWatchdog()
+        self._metrics.watch_stalls(self._watchdog.stalls.rates)
         self._serving = threading.Event()
         self._reconciler = self._make_reconciler()
         limits = Limits(
@@ -171,7 +172,7 @@ class App:
         methods = {
             **Prediction(self._registry, self._metrics, limits, workers).methods(),
             **Sessions(self._registry, self._metrics, self._sessions, limits, workers).methods(),
-            **Models(self._registry, control).methods(),
+            **Models(self._registry, control, options.progress).methods(),
             **OpenInference(
                 self._registry,
                 self._metrics,
