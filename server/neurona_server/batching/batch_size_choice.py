@@ -15,7 +15,6 @@ others by a factor have the same choices.
 
 import math
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol
 
@@ -35,16 +34,16 @@ UPDATE_SECONDS = 1.0
 MAX_RUNS = 32
 """Runs that the cost of a batch size is the mean of: sizes may differ by a percent or two."""
 
-FIRST_RUNS = 8
+FIRST_RUNS = 16
 """What the measurement at warm-up counts for."""
 
-MAX_DEVIATION = 1.5
-"""A run counts for so many times the mean at most, and no less than that part of it: a stall says
-nothing about a size."""
+MAX_DEVIATION = 2.0
+"""The times of what is expected by which a run may exceed it to count in full: a stall says little
+about a size."""
 
-SPEED_RUNS = 5
-"""Runs whose median is the speed of the machine. It may change at any time, and then the sizes that
-have run since must not seem worse or better than the others."""
+SPEED_RUNS = 3
+"""Runs that the speed of the machine is averaged over. It may change at any time, and then the
+sizes that have run since must not seem worse or better than the others."""
 
 MAX_TABLE_ROWS = 128
 """Waiting rows up to which there is a choice for each number; above it batches are as efficient as
@@ -99,7 +98,6 @@ class RelativeCosts:
         self._sizes = batch_sizes
         self._costs: dict[int, float] = {}
         self._counts: dict[int, int] = {}
-        self._ratios: deque[float] = deque([1.0], maxlen=SPEED_RUNS)  # to what is expected
         self._slowness = 1.0
 
     @property
@@ -128,12 +126,13 @@ class RelativeCosts:
             self._counts[size] = 1
             return
         expected = cost if rows == size else interpolate(self._costs, rows)
-        ratio = seconds / expected
-        self._ratios.append(ratio)
-        self._slowness = slowness = sorted(self._ratios)[len(self._ratios) // 2]
-        relative = min(max(ratio / slowness, 1.0 / MAX_DEVIATION), MAX_DEVIATION)
+        slowness = self._slowness
+        # The mean of these deviations is 0 whatever the distribution of the runs, since the speed
+        # is learned from the same: or the size that runs would seem to get slower and slower.
+        deviation = min(seconds / expected - slowness, MAX_DEVIATION * slowness)
+        self._slowness = slowness + deviation / SPEED_RUNS
         self._counts[size] = count = min(self._counts[size] + 1, MAX_RUNS)
-        self._costs[size] = cost * (1.0 + (relative - 1.0) / count)
+        self._costs[size] = cost * (1.0 + deviation / (count * max(1.0, slowness)))
 
 
 class Waiting(Protocol):
