@@ -179,7 +179,7 @@ class BatchSizeChoice:
         """The share of the time in which the instances run."""
         return self._utilisation.share
 
-    def choose(self, _group: Hashable, waiting: int) -> int:
+    def choose(self, _group: Hashable, waiting: int, _oldest: object = None) -> int:
         """Return the rows to take of `waiting` that may run together: at least 1.
 
         What other groups have waiting is delayed as well, so it counts like more of the same.

@@ -193,7 +193,7 @@ class BatchingProcess:
         states = len(rows)
         system = np.eye(states) - transitions
         system[:, 0] = seconds  # the value of state 0 is 0: its column is that of the gain
-        solution = np.linalg.solve(system, costs + self._refusal * lost)
+        solution = _solve(system, costs + self._refusal * lost)
         gain = float(solution[0])
         solution[0] = 0.0
         return solution, gain
@@ -234,7 +234,7 @@ def _poisson_mixtures(means: Array, limit: int) -> Array:
     counts = np.arange(limit + 1)
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])
     logs = counts * np.log(means)[..., None] - means[..., None] - log_factorials
-    mixtures: Array = np.exp(logs).mean(axis=1)
+    mixtures: Array = np.asarray(np.exp(logs).mean(axis=1), np.float64)
     return mixtures
 
 
@@ -246,6 +246,11 @@ def _bounded_means(arrivals: Array) -> Array:
     return means
 
 
+def _solve(system: Array, right: Array) -> Array:
+    solution: Array = np.asarray(np.linalg.solve(system, right), np.float64)
+    return solution
+
+
 def _stationary(transitions: Array) -> Array:
     """Return the long-run share of each state of a chain with one recurrent class."""
     states = len(transitions)
@@ -253,8 +258,7 @@ def _stationary(transitions: Array) -> Array:
     system[-1] = 1.0
     total = np.zeros(states)
     total[-1] = 1.0
-    share: Array = np.linalg.solve(system, total)
-    return share
+    return _solve(system, total)
 
 
 def simulate(
@@ -277,7 +281,9 @@ def simulate(
     times = arrivals.tolist()
     count = len(times)
     table: dict[int, int] = {}
-    taken, ends, sizes = 0, [], []
+    taken = 0
+    ends: list[float] = []
+    sizes: list[int] = []
     arrived, now = 0, 0.0
     largest = service.max_rows
     while taken < count:
