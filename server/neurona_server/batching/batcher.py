@@ -34,6 +34,7 @@ from neurona_server.batching.device_scheduler import (
     NewCondition,
 )
 from neurona_server.batching.inline import InlineRunner
+from neurona_server.batching.inline_scheduler import MAX_INLINE_SECONDS
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
@@ -266,7 +267,8 @@ class Batcher:
         if displaced:
             self._fail_displaced(displaced)
         if inline and defer is not None:
-            defer(self.serve_inline)
+            turns = self._scheduler.inline.in_this_thread(self._clock)
+            defer(turns.request(self._runs, self.serve_inline))
 
     def serve(self) -> None:
         """Run batch after batch, on whichever device is free, until the queue is closed and empty.
@@ -401,15 +403,20 @@ class Batcher:
         """Return whether the calling thread is a transport's that runs the model inline now."""
         return self._inline.runs_in_this_thread()
 
-    def serve_inline(self) -> bool:
+    def serve_inline(self, end: float | None = None, max_seconds: float = math.inf) -> bool:
         """Run waiting requests in the calling thread: see `InlineRunner.run_batches`.
+
+        It does so until `end`, by default for MAX_INLINE_SECONDS; no run takes `max_seconds`.
 
         On the CPU beside the runs of the instances. A run on another device has buffers that only
         one batch can use, so it needs a turn there, as in `serve`; without one the instances run
         the requests.
         """
+        if end is None:
+            end = self._clock() + MAX_INLINE_SECONDS
+        self._limit_runs(max_seconds)
         if (shared_run := self._shared_run) is not None:
-            return self._inline.run_batches(lambda batch: self.process(batch, shared_run))
+            return self._inline.run_batches(lambda batch: self.process(batch, shared_run), end)
         try:
             turn = self._scheduler.try_turn(self._runs, self._clock)
         except DeviceLostError as error:
@@ -424,7 +431,13 @@ class Batcher:
             self.process(batch, turn.new_run)
 
         with turn:
-            return self._inline.run_batches(process)
+            return self._inline.run_batches(process, end)
+
+    def predict_turn(self, now: float) -> float:
+        """Return the predicted seconds by which turns of other models delay the next batch."""
+        if self._inline.enabled and self._shared_run is not None:
+            return self._scheduler.inline.in_this_thread(self._clock).predict_turn(self._runs, now)
+        return self._scheduler.predict_turn(self._runs, now)
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""
