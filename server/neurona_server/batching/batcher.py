@@ -433,11 +433,15 @@ class Batcher:
         with turn:
             return self._inline.run_batches(process, end)
 
-    def predict_turn(self, now: float) -> float:
-        """Return the predicted seconds by which turns of other models delay the next batch."""
+    def predict_turn(self, now: float, turns: int = 1) -> float:
+        """Return the predicted seconds by which turns of other models delay the next batches.
+
+        See `DeviceScheduler.predict_turn`.
+        """
         if self._inline.enabled and self._shared_run is not None:
-            return self._scheduler.inline.in_this_thread(self._clock).predict_turn(self._runs, now)
-        return self._scheduler.predict_turn(self._runs, now)
+            inline = self._scheduler.inline.in_this_thread(self._clock)
+            return inline.predict_turn(self._runs, now, turns)
+        return self._scheduler.predict_turn(self._runs, now, turns)
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""
@@ -611,15 +615,15 @@ class Batcher:
 
     def _apply_memory_limit(self, limit: MemoryLimit) -> None:
         rows = limit.update(self._clock())
-        self._max_request_rows = min(rows, self.policy.max_rows)
         self._set_max_batch_rows(rows)
 
     def _set_max_batch_rows(self, rows: int) -> None:
         """Set the size of the largest batch to `rows` or, if objectives require it, to less."""
-        if self.policy.latency_objective is not None:
-            rows = min(rows, self._next_batch_size())
         if self._max_run_seconds != math.inf:
             rows = min(rows, self.cost_model.rows_within(self._max_run_seconds))
+        self._max_request_rows = min(rows, self.policy.max_rows)
+        if self.policy.latency_objective is not None:
+            rows = min(rows, self._next_batch_size())
         self.queue.max_batch_rows = rows
 
     def _fail_displaced(self, displaced: Sequence[Request]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
-from neurona_server.batching.fair_queue import SMOOTHING, Account, FairQueue, ModelShare
+from neurona_server.batching.fair_queue import Account, FairQueue, ModelShare
 from neurona_server.batching.inline_scheduler import InlineScheduler
 from neurona_server.errors import DeviceLostError
 
@@ -45,8 +45,6 @@ class ModelRuns(ModelShare):
         """Called at the end of a turn with the device, the batches and the seconds that it had."""
         self.used_seconds = 0.0
         """Those of its turns on all devices."""
-        self.wait_seconds = 0.0
-        """Those that a thread waits for a turn, on average."""
         self.waiters: deque[_Waiter] = deque()
         """The threads that wait for a turn, in the order in which they came."""
         self.accounts: dict[str, DeviceAccount] = {}
@@ -380,7 +378,7 @@ class DeviceScheduler:
     def _start_or_wait(self, runs: ModelRuns, clock: Callable[[], float]) -> "DeviceTurn | _Waiter":
         account = self._find_free(runs, clock())
         if account is not None:
-            runs.wait_seconds -= SMOOTHING * runs.wait_seconds
+            runs.observe_wait(0.0)
             return self._start_free(account, clock)
         if (error := self.lost_error(runs)) is not None:
             raise error
@@ -448,7 +446,7 @@ class DeviceScheduler:
             if not runs.waiters:
                 del self._waiting[runs]
             turn = waiter.turn = self._start(account, waiter.clock)
-            runs.wait_seconds += SMOOTHING * (turn.started - waiter.since - runs.wait_seconds)
+            runs.observe_wait(turn.started - waiter.since)
             use.push(account)
             if len(runs.accounts) > 1:
                 for other in runs.accounts.values():
@@ -508,9 +506,9 @@ class DeviceScheduler:
         account = runs.accounts.get(device)
         if account is None:
             use = self._use(device)
-            number = use.next_number()
-            account = runs.accounts[device] = DeviceAccount(runs, device, number, -math.inf)
+            account = DeviceAccount(runs, device, use.next_number(), -math.inf)
             use.limit_credit(account)
+            runs.accounts[device] = account
         return account
 
     def _use(self, device: str) -> DeviceUse:

@@ -40,6 +40,8 @@ class ModelShare:
         """Seconds within which its requests are to be answered, None if there is no limit."""
         self.turn_seconds = 0.0
         """Those of a turn, on average."""
+        self.wait_seconds = 0.0
+        """Those for which a turn is waited for, on average."""
 
     @property
     def slack(self) -> float:
@@ -57,6 +59,10 @@ class ModelShare:
         """Return when a turn that is wanted from now on has to begin at the latest."""
         slack = self.slack
         return now + (PATIENCE if slack == math.inf else slack)
+
+    def observe_wait(self, seconds: float) -> None:
+        """Learn what a turn was waited for."""
+        self.wait_seconds += SMOOTHING * (seconds - self.wait_seconds)
 
     def observe_turn(self, seconds: float) -> None:
         """Learn what a turn has taken."""
@@ -194,7 +200,7 @@ class FairQueue(Generic[OneAccount]):
             if not account.can_start:
                 account.is_queued = False
             elif account.used <= virtual_time:
-                heapq.heappush(eligible, (account.due, account.number, account))
+                heapq.heappush(eligible, (self._due(account), account.number, account))
             else:
                 heapq.heappush(waiting, (account.used, account.number, account))
         while eligible:
@@ -251,16 +257,29 @@ class FairQueue(Generic[OneAccount]):
         is_eligible = used <= virtual_time
         ahead = 0.0
         for heap in (self.eligible, self.waiting):
-            for _, _, other in heap:
+            for key, _, other in heap:
                 if other is account or not other.can_start:
                     continue
                 if other.used <= virtual_time:
-                    goes_first = not is_eligible or other.due < due
+                    other_due = key if heap is self.eligible else self._due(other)
+                    goes_first = not is_eligible or other_due < due
                 else:
                     goes_first = not is_eligible and other.used < used
                 if goes_first:
                     ahead += other.turn_seconds
         return ahead / self.slots
+
+    def _due(self, account: OneAccount) -> float:
+        """Return when the turn of a model that has used no more than its share has to begin.
+
+        Its objective asks for no more than its share: it is no sooner than the turn would end if
+        the slots were divided among all, as in generalized processor sharing. Otherwise models
+        under pressure, that are late all the time, would go before those which keep to their
+        shares.
+        """
+        lag = self.virtual_time - account.used
+        share_end = self.updated + (account.turn_seconds - lag) * self.active / self.slots
+        return max(account.due, share_end)
 
     def _update_limits(self, now: float) -> None:
         recent = self.recent

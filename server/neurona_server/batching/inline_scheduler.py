@@ -26,7 +26,7 @@ many seconds at most. Returns whether the thread is to call again."""
 class InlineAccount(Account):
     """What a model has used of a transport's thread."""
 
-    __slots__ = ("_due", "is_waiting", "runs", "serve")
+    __slots__ = ("_due", "is_waiting", "runs", "serve", "since")
 
     def __init__(self, runs: ModelShare, serve: ServeInline, number: int) -> None:
         super().__init__(number, -math.inf)
@@ -34,11 +34,12 @@ class InlineAccount(Account):
         self.serve = serve
         self.is_waiting = False
         """Whether it has requests to run."""
-        self._due = 0.0
+        self.since = self._due = 0.0
 
     def request(self, now: float) -> None:
         """Note that requests are to be run."""
         self.is_waiting = True
+        self.since = now
         self._due = self.runs.due(now)
 
     @property
@@ -95,6 +96,7 @@ class ThreadTurns:
         while (account := queue.pop()) is not None:
             account.is_waiting = False
             now = started
+            account.runs.observe_wait(now - account.since)
             until = now if queue.waiting or queue.eligible else end  # one batch if others wait
             try:
                 more = account.serve(until, queue.max_seconds(account, now))
@@ -116,13 +118,17 @@ class ThreadTurns:
                 break
         return bool(queue.eligible or queue.waiting)
 
-    def predict_turn(self, runs: ModelShare, now: float) -> float:
-        """Return the predicted seconds by which turns of other models delay that of `runs`."""
+    def predict_turn(self, runs: ModelShare, now: float, turns: int = 1) -> float:
+        """Return the predicted seconds by which turns of other models delay those of `runs`.
+
+        See `DeviceScheduler.predict_turn`.
+        """
         queue = self._queue
+        further = (turns - 1) * runs.wait_seconds if turns > 1 else 0.0
         if not (queue.waiting or queue.eligible) or (account := self._accounts.get(runs)) is None:
-            return 0.0
+            return further
         due = account.due if account.is_waiting else runs.due(now)
-        return queue.seconds_ahead(account, account.used, due)
+        return queue.seconds_ahead(account, account.used, due) + further
 
     def forget(self, runs: ModelShare) -> None:
         """Drop a model that does not run any more, so that its memory is freed. From any thread."""
