@@ -1,4 +1,8 @@
-"""Shares the devices fairly between the models that run on them."""
+"""Shares the devices fairly between the models that run on them.
+
+It is one file since to begin, to end and to predict turns all read and change the same accounts
+under the same lock.
+"""
 
 import math
 import threading
