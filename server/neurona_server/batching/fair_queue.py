@@ -14,6 +14,13 @@ MAX_CREDIT = 0.1
 """Seconds that a model which used less than its share is owed at most. That makes up for the bursts
 of its requests: about twenty runs of 5 ms."""
 
+BURST_SECONDS = 1.0
+"""Seconds after which a model that has been busy all the time has no such credit any more: what is
+left after so long is no burst."""
+
+IDLE_SECONDS = 0.001
+"""A model that wants no turn for this long is not busy all the time."""
+
 PATIENCE = 10.0
 """Seconds that a model without an objective waits at most while others, that keep to their shares
 as well, go first because of their objectives."""
@@ -73,13 +80,15 @@ class ModelShare:
 class Account(ABC):
     """What a model has used."""
 
-    __slots__ = ("is_active", "is_queued", "number", "used")
+    __slots__ = ("busy_since", "idle_since", "is_active", "is_queued", "number", "used")
 
     def __init__(self, number: int, used: float) -> None:
         self.number = number
         """Which of the accounts of its queue it is."""
         self.used = used
         """Its seconds on the scale of the queue's virtual time."""
+        self.busy_since = self.idle_since = -math.inf
+        """When it began to want turns all the time, and when it last wanted none."""
         self.is_active = False
         """Whether it has a turn, or wants one."""
         self.is_queued = False
@@ -122,20 +131,19 @@ class FairQueue(Generic[OneAccount]):
     """
 
     __slots__ = (
-        *("accounts", "active", "eligible", "limit", "limit_until", "limiting", "other_limit"),
+        *("accounts", "eligible", "limit", "limit_until", "limiting", "other_limit"),
         *("recent", "slots", "updated", "virtual_time", "waiting"),
     )
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.virtual_time = 0.0
-        """The seconds that a model has had which wanted its equal share all the time: that of
-        weighted fair queueing (Demers, Keshav and Shenker 1989). What a model used while no other
-        wanted it does not count against it."""
+        """The seconds that a model has had which used its equal share all the time, as in weighted
+        fair queueing (Demers, Keshav and Shenker 1989). The share is that among all models which
+        asked for a turn in the last ACTIVE_SECONDS, not only those that want one now: what does not
+        wait, because its admission refuses it, would make the shares of others larger."""
         self.updated = -math.inf
         """When that was computed."""
-        self.active = 0
-        """The models that have a turn, or want one."""
         self.accounts = 0
         self.eligible: list[tuple[float, int, OneAccount]] = []
         """A heap of the models that wait and have used no more than their shares, the one that is
@@ -160,18 +168,29 @@ class FairQueue(Generic[OneAccount]):
         """Bring the virtual time up to date."""
         if now > self.updated:
             if self.updated > -math.inf:
-                self.virtual_time += (now - self.updated) * self.slots / max(1, self.active)
+                models = max(1, len(self.recent))
+                self.virtual_time += (now - self.updated) * self.slots / models
             self.updated = now
 
     def set_active(self, account: OneAccount, is_active: bool) -> None:
         """Note whether a model has a turn, or wants one; the virtual time is up to date."""
         if is_active != account.is_active:
             account.is_active = is_active
-            self.active += 1 if is_active else -1
+            if not is_active:
+                account.idle_since = self.updated
+            elif self.updated - account.idle_since > IDLE_SECONDS:
+                account.busy_since = self.updated
 
     def limit_credit(self, account: OneAccount) -> None:
-        """Take credit from a model that was idle: it has no claim on time that it did not use."""
-        account.used = max(account.used, self.virtual_time - MAX_CREDIT)
+        """Take credit from a model that asks for a turn.
+
+        It has no claim on time that it did not use, but for a burst of requests.
+        """
+        credit = MAX_CREDIT
+        if account.is_active:
+            credit *= 1.0 - (self.updated - account.busy_since) / BURST_SECONDS
+            credit = max(credit, account.turn_seconds)
+        account.used = max(account.used, self.virtual_time - credit)
 
     def charge(self, account: OneAccount, seconds: float) -> None:
         """Count a turn that has just ended.
@@ -278,7 +297,7 @@ class FairQueue(Generic[OneAccount]):
         shares.
         """
         lag = self.virtual_time - account.used
-        share_end = self.updated + (account.turn_seconds - lag) * self.active / self.slots
+        share_end = self.updated + (account.turn_seconds - lag) * len(self.recent) / self.slots
         return max(account.due, share_end)
 
     def _update_limits(self, now: float) -> None:
