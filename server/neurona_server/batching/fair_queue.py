@@ -25,7 +25,7 @@ PATIENCE = 10.0
 """Seconds that a model without an objective waits at most while others, that keep to their shares
 as well, go first because of their objectives."""
 
-SLACK_SHARE = 0.7
+SLACK_SHARE = 0.5
 """The part of the time that an objective leaves which one run of another model may take."""
 
 ACTIVE_SECONDS = 10.0
