@@ -186,6 +186,9 @@ class Admission:
         self.instances = instances
         self.slots: Sequence[RequestSlots] = ()
         """Those of the instances, if requests need several runs."""
+        self.predict_turn: Callable[[float, int], float] | None = None
+        """Returns the seconds by which other models delay one of the next turns on the devices:
+        see `DeviceScheduler.predict_turn`. None if there are no other models."""
         self.is_learning = False
         """Whether there was a request whose wait is bounded."""
         self._running: set[RunningEstimate] = set()
@@ -221,7 +224,7 @@ class Admission:
                 f"(expected at least the predicted run time of {_ms(alone)})"
             )
         busy, overdue = self._busy_seconds(now)
-        if not busy and not self._queue.rows and not self.slots:
+        if self._is_idle(busy, now):
             return
         full = self._cycle(max(request.rows, limit), group)
         bound = math.inf if objective is None else _in_reach(objective, full)
@@ -229,6 +232,7 @@ class Admission:
         # A level gets its share of the turns at least: most requests need no further prediction.
         waiting = self._queue.backlog_seconds() * self._cost_distribution.pace + 2 * full
         longest = waiting * ALL_WEIGHTS / WEIGHTS[Priority.LOW]
+        longest += self._other_turns(now, longest / full)
         priority = request.priority
         if not self.slots and busy + 2 * longest + overdue < allowed:
             reserve = self._reserve_seconds(priority, longest / full, overdue, full)
@@ -253,17 +257,25 @@ class Admission:
         return self._predict_start(priority, group, rows, now, self._busy_seconds(now)[0])[0]
 
     def start_batch(
-        self, rows: int, level_rows: Mapping[Priority, int] = NO_ROWS, group: Hashable = None
+        self,
+        rows: int,
+        level_rows: Mapping[Priority, int] = NO_ROWS,
+        group: Hashable = None,
+        could_start: float = 0.0,
     ) -> RunningEstimate:
-        """Record that a batch of `rows` starts.
+        """Record that a batch starts.
 
-        `level_rows` are those of each level.
+        Args:
+            rows: All of its rows.
+            level_rows: Those of each level.
+            group: Whose cost it has.
+            could_start: When other models left the device to it, 0.0 if that is unknown.
         """
         now = self._clock()
         late = 0.0
         if self._due:
             try:
-                gap = now - self._due.popleft()
+                gap = now - max(self._due.popleft(), could_start)
             except IndexError:  # another instance was quicker
                 pass
             else:
@@ -377,6 +389,14 @@ class Admission:
         full = batch.full_seconds * rows / self._queue.max_batch_rows
         return min(full, batch.predicted_seconds)
 
+    def _is_idle(self, busy: float, now: float) -> bool:
+        """Return whether a request runs at once."""
+        return not (busy or self._queue.rows or self.slots or self._other_turns(now))
+
+    def _other_turns(self, now: float, cycles: float = 0.0) -> float:
+        """Return the seconds by which other models delay the batch after so many cycles."""
+        return 0.0 if self.predict_turn is None else self.predict_turn(now, 1 + int(cycles))
+
     def _busy_seconds(self, now: float) -> tuple[float, float]:
         """Return the predicted seconds until an instance is idle, and how many more it may take.
 
@@ -408,9 +428,10 @@ class Admission:
             if waiting + rows > sum([max(0, one.room) for one in slots]):
                 pace = self._cost_distribution.pace
                 seconds += self._queue.backlog_seconds() * pace / self.instances
-            return max(busy, seconds), max(0, run_rows - rows)
+            wait = max(busy, seconds) + self._other_turns(now)
+            return wait, max(0, run_rows - rows)
         if not busy and not self._queue.rows:
-            return 0.0, 0
+            return self._other_turns(now), 0
         work = self._queue.work_ahead(priority, group, rows)
         limit = self._queue.max_batch_rows
         usual = self._cost_distribution.usual_cycle
@@ -446,6 +467,7 @@ class Admission:
                 wait = busy
             else:
                 wait = max(least, wait - full / 2)
+        wait += self._other_turns(now, (wait - busy) / full if full else 0.0)
         return wait, work.shared_rows + int(sum(shares) * wait / row_seconds)
 
 

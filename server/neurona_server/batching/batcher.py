@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, cast
 
 from neurona_server.batching.admission import Admission
@@ -26,7 +27,13 @@ from neurona_server.batching.batch import (
 )
 from neurona_server.batching.cost_distribution import CostDistribution
 from neurona_server.batching.cost_model import CostModel, Padding
-from neurona_server.batching.device_scheduler import CPU, DeviceScheduler, DeviceTurn, ModelRuns
+from neurona_server.batching.device_scheduler import (
+    CPU,
+    DeviceScheduler,
+    DeviceTurn,
+    ModelRuns,
+    NewCondition,
+)
 from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
@@ -117,7 +124,8 @@ class Batcher:
     `batched` is False for a model without a batch axis: its requests run one by one and each gets
     all of the outputs. `scheduler` is that of all devices, if other models run on them too;
     `tracer` records the batches of traced requests, `watchdog` the process's thread that finds runs
-    which take too long; `new_cost_model` makes the cost model for the batch sizes.
+    which take too long; `new_cost_model` makes the cost model for the batch sizes, `new_condition`
+    what threads wait in.
     """
 
     def __init__(
@@ -133,12 +141,13 @@ class Batcher:
         watchdog: RunWatchdog | None = None,
         clock: Callable[[], float] = time.monotonic,
         new_cost_model: Callable[[Sequence[int]], CostModel] = CostModel,
+        new_condition: NewCondition = threading.Condition,
     ) -> None:
         self.name = name  # of the model, for the log
         self.policy = policy
         self.cost_model = new_cost_model(policy.batch_sizes if batched else (1,))
         self.cost_distribution = CostDistribution(self.cost_model)
-        self.queue = Queue(policy, clock, self.cost_distribution.usual_cycle)
+        self.queue = Queue(policy, clock, self.cost_distribution.usual_cycle, new_condition)
         self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
         self.padding = Padding(self.cost_model.batch_sizes)
         self.failure_log = RateLimitedFailureLog(name)
@@ -166,6 +175,7 @@ class Batcher:
         )
         self._metrics = metrics
         self._runs = ModelRuns(name, new_runs)
+        self._runs.objective = policy.latency_objective
         # The transport's thread shares the run of an instance on the CPU; see `serve_inline`.
         self._shared_run = new_runs[0][1] if new_runs[0][0] == CPU else None
         if self._shared_run is None:
@@ -180,6 +190,7 @@ class Batcher:
         self._full_batches = 0  # since a larger batch size was tried
         self._max_request_rows = policy.max_rows  # of a request that is not split
         self._memory_limit: MemoryLimit | None = None  # once a run has found too little memory
+        self._max_run_seconds = math.inf  # because of the objectives of other models
         self._active_batches: set[Batch] = set()
         self._overdue_batches: set[Batch] = set()
         self._overdue_logged_at = -math.inf
@@ -187,6 +198,8 @@ class Batcher:
         self._response_order = ResponseOrder() if policy.preserve_order else None
         # A model that has its devices for itself never waits for a slot.
         self._scheduler = scheduler or DeviceScheduler(1 << 30)
+        if scheduler is not None:
+            self.admission.predict_turn = partial(scheduler.predict_turn, self._runs)
         self.tune()
 
     @property
@@ -274,27 +287,51 @@ class Batcher:
             return
         while self.queue.wait():
             try:
-                with self._scheduler.turn(self._runs, self._clock) as turn:
-                    if (batch := self.queue.take_batch()) is not None:
-                        batch.turn = turn
-                        turn.batches += 1
-                        if turn.device != CPU:
-                            batch.thread = threading.current_thread()
+                turn: DeviceTurn | None = self._scheduler.turn(self._runs, self._clock)
+                while turn is not None:
+                    with turn:
+                        if (batch := self._take_batch(turn)) is None:
+                            break
                         self.process(batch, turn.new_run)
                         if batch.abandoned:  # another thread has taken the place of this one
                             return
                         del batch  # otherwise it would be kept until the next batch
+                        turn = self._following_turn(turn)
             except DeviceLostError as error:  # all of its devices
                 self._fail_waiting(error)
+
+    def _take_batch(self, turn: DeviceTurn) -> Batch | None:
+        """Take a batch for a turn; None if another thread has taken what was ready."""
+        self._limit_runs(turn.max_seconds)
+        batch = self.queue.take_batch()
+        if batch is not None:
+            self._add_to_turn(batch, turn)
+        return batch
+
+    def _add_to_turn(self, batch: Batch, turn: DeviceTurn) -> None:
+        batch.turn = turn
+        turn.batches += 1
+        if turn.device != CPU:
+            batch.thread = threading.current_thread()
+
+    def _following_turn(self, turn: DeviceTurn) -> DeviceTurn | None:
+        """End a turn and return the next one, None if nothing waits for it."""
+        return self._scheduler.turn_after(turn, self._clock) if self.queue.rows else None
 
     def _serve_slots(self, slots: RequestSlots) -> None:
         """Do as `serve` does, with requests that join and leave between runs."""
         self._slots.append(slots)
         while slots.requests or self.queue.wait():
             try:
-                with self._scheduler.turn(self._runs, self._clock) as turn:
-                    if not self._run_slots(slots, turn):
-                        return
+                turn: DeviceTurn | None = self._scheduler.turn(self._runs, self._clock)
+                while turn is not None:
+                    with turn:
+                        self._limit_runs(turn.max_seconds)
+                        if not self._run_slots(slots, turn):
+                            return
+                        if not slots.requests:
+                            break
+                        turn = self._scheduler.turn_after(turn, self._clock)
             except DeviceLostError as error:  # all of its devices
                 self._fail_waiting(error)
                 slots = self._replace_slots(slots, error)
@@ -315,10 +352,8 @@ class Batcher:
     def _run_slots(self, slots: RequestSlots, turn: DeviceTurn) -> bool:
         """Run the slots once; return False if this thread was abandoned in the run."""
         for batch in self._fill_slots(slots):
-            batch.turn, batch.instance_slots = turn, slots
-            turn.batches += 1
-            if turn.device != CPU:
-                batch.thread = threading.current_thread()
+            batch.instance_slots = slots
+            self._add_to_turn(batch, turn)
             self.process(batch, turn.new_run)
             if batch.abandoned:
                 return False
@@ -431,7 +466,11 @@ class Batcher:
         """Run the requests of a batch, and observe what that takes and whether they are in time."""
         rows = batch.rows
         batch.predicted_seconds = self.cost_model.predict(rows, group)
-        estimate = self.admission.start_batch(rows, batch.level_rows, group)
+        could_start = 0.0
+        if batch.turn is not None:
+            could_start = batch.turn.started
+            batch.turn.expect(batch.predicted_seconds)
+        estimate = self.admission.start_batch(rows, batch.level_rows, group, could_start)
         batch.estimate = estimate
         requests = [*batch.requests] if self.admission.is_learning else ()
         try:
@@ -505,9 +544,17 @@ class Batcher:
         """Adjust the maximum batch size and the choice of thread to the current costs."""
         if self._memory_limit is not None:
             self._apply_memory_limit(self._memory_limit)
-        elif self.policy.latency_objective is not None:
-            self.queue.max_batch_rows = self._next_batch_size()
+        elif self.policy.latency_objective is not None or self._max_run_seconds != math.inf:
+            self._set_max_batch_rows(self.cost_model.batch_sizes[-1])
         self._inline.update()
+
+    def _limit_runs(self, seconds: float) -> None:
+        """Make batches small enough that a run takes no longer: another model waits for its end."""
+        if seconds != self._max_run_seconds:
+            self._max_run_seconds = seconds
+            self._set_max_batch_rows(self.cost_model.batch_sizes[-1])
+            if self._memory_limit is not None:
+                self._apply_memory_limit(self._memory_limit)
 
     def record_out_of_memory(self, rows: int) -> None:
         """Make batches smaller for a while: a run of `rows` has found too little memory."""
@@ -556,6 +603,7 @@ class Batcher:
     def stop_watching(self) -> None:
         """Remove the model from the watchdog, after its last run."""
         self._watchdog.remove(self)
+        self._scheduler.forget(self._runs)
 
     def _start_instance(self) -> None:
         # A daemon: a run that never returns must not keep the process from ending.
@@ -588,8 +636,14 @@ class Batcher:
     def _apply_memory_limit(self, limit: MemoryLimit) -> None:
         rows = limit.update(self._clock())
         self._max_request_rows = min(rows, self.policy.max_rows)
+        self._set_max_batch_rows(rows)
+
+    def _set_max_batch_rows(self, rows: int) -> None:
+        """Set the size of the largest batch to `rows` or, if objectives require it, to less."""
         if self.policy.latency_objective is not None:
             rows = min(rows, self._next_batch_size())
+        if self._max_run_seconds != math.inf:
+            rows = min(rows, self.cost_model.rows_within(self._max_run_seconds))
         self.queue.max_batch_rows = rows
 
     def _fail_displaced(self, displaced: Sequence[Request]) -> None:

@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from neurona_server.batching.batch import Batch
+from neurona_server.batching.device_scheduler import NewCondition
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
 from neurona_server.errors import InvalidArgumentError, QueueFullError, UnavailableError
@@ -231,6 +232,7 @@ class Queue:
         policy: BatchPolicy,
         clock: Callable[[], float] = time.monotonic,
         cost: Cost = lambda *_: 0.0,
+        new_condition: NewCondition = threading.Condition,
     ) -> None:
         self._policy = policy
         self._policies = policy.queue_policies
@@ -261,7 +263,7 @@ class Queue:
         self._choice_end = math.inf  # the end of such a wait; inf: nothing waits for this reason
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
-        self._changed = threading.Condition(self._lock)
+        self._changed = new_condition(self._lock)
 
     @property
     def rows(self) -> int:
