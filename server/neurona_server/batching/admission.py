@@ -1,19 +1,17 @@
 """Rejects requests that would miss their deadline before they are queued."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from neurona_server.batching.batch import RequestSlots
 from neurona_server.batching.cost_distribution import BatchTimes, CostDistribution
 from neurona_server.batching.cost_model import CostModel
+from neurona_server.batching.cycle_reserve import MIN_RATIO, CycleReserve
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.request import Request
 from neurona_server.errors import DeadlineExceededError, QueueFullError
-
-MAX_STRETCH = 4.0
-"""Upper bound of the ratio of actual to predicted seconds that is learned from one batch: a single
-slow batch says little about the next one."""
 
 SHARE_SECONDS = 1.0
 """The share of the capacity that a level takes is an average over about this time ..."""
@@ -28,39 +26,52 @@ DEVIATIONS = 1.0
 """Standard deviations by which arrivals may exceed their average before a request is predicted to
 miss the next batch."""
 
-LATE_SHARE = 0.01
+LATE_SHARE = 0.0005
 """The proportion of admitted requests that may be late."""
 
 MARGIN_STEP = 1.0
-"""The runs by which a margin grows if all requests of a batch are late."""
+"""The full cycles by which a margin grows if all requests of a batch are late."""
+
+MAX_MARGIN = 2.0
+"""Full cycles that a margin has at most."""
 
 MARGIN_SECONDS = 30.0
 """The time in which most of a margin is forgotten: what caused it may have been an exception."""
 
-MAX_MARGIN = 0.5
-"""The part of the allowed wait that a margin takes at most: a shorter queue would leave batches
-smaller than they could be."""
+MIN_OBJECTIVE = 1.25
+"""Full cycles that an objective must have to be in reach. One that is not is taken as two cycles,
+the time of a request that arrives just after a batch has started: it must not reject all."""
+
+GAP_GAIN = 1 / 16
+"""How far the mean gap between batches moves towards the last one."""
 
 NO_ROWS: Mapping[Priority, int] = {}
 
 
 class RunningEstimate:
-    """When a running batch started, the predicted seconds of its run, and its rows."""
+    """When a running batch started, how long it is predicted to take, and its rows."""
 
     __slots__ = (
-        *("group", "level_rows", "predicted_seconds", "run_finished", "run_rows", "run_started"),
-        *("runs", "started"),
+        *("full_seconds", "gap_seconds", "group", "level_rows", "predicted_seconds"),
+        *("run_finished", "run_rows", "run_started", "runs", "started"),
     )
 
     def __init__(
         self,
         started: float,
         predicted_seconds: float,
+        full_seconds: float,
+        gap_seconds: float,
         level_rows: Mapping[Priority, int],
         group: Hashable,
     ) -> None:
         self.started = started
         self.predicted_seconds = predicted_seconds
+        """Of its cycle: from taking the requests to the last answer."""
+        self.full_seconds = full_seconds
+        """Of the cycle of a full batch."""
+        self.gap_seconds = gap_seconds
+        """By how much it started later than it could, less what was predicted."""
         self.level_rows = level_rows
         self.group = group
         self.runs = 0
@@ -112,48 +123,50 @@ class CapacityShares:
 class Margins:
     """What is added to the predicted waits of each level, in seconds.
 
-    A margin grows while admitted requests start too late, and shrinks while those are less than
-    LATE_SHARE of all, and with time. So it makes up for what the predictions do not know.
+    A margin grows while admitted requests are late, and shrinks while those are less than
+    LATE_SHARE of all, and with time. So it makes up for what the distributions do not know.
     """
 
     def __init__(self, now: float) -> None:
         self._margins = [0.0] * len(Priority)
         self._updated = now
 
-    def margin(self, level: Priority, allowed: float) -> float:
-        """Return the margin of a wait that may take `allowed` seconds.
+    def margin(self, level: Priority) -> float:
+        """Return the margin of a level.
 
         It is no smaller than that of a more urgent level: these are to be refused last.
         """
-        return min(max(self._margins[: level + 1]), MAX_MARGIN * allowed)
+        return max(self._margins[: level + 1])
 
     def observe(
         self,
         started: Mapping[Priority, int],
-        late: Mapping[Priority, Sequence[float]],
-        run: float,
+        lateness: Mapping[Priority, Sequence[float]],
+        full: float,
         now: float,
     ) -> None:
-        """Learn from requests that start to run at `now`, for `run` seconds.
+        """Learn from requests of a batch: their number of each level, and how late late ones are.
 
-        They are the number of each level, and the waits of those that are late.
+        A full cycle takes `full` seconds.
         """
         kept = math.exp((self._updated - now) / MARGIN_SECONDS)
         self._updated = now
         margins = [kept * margin for margin in self._margins]
         for level, count in started.items():
-            waits = late.get(level, ())
-            margin = margins[level]
-            change = MARGIN_STEP * run * (len(waits) / count - LATE_SHARE)
-            # No margin is larger than a wait was.
-            margins[level] = min(max(0.0, margin + change), max(waits, default=margin))
+            late = lateness.get(level, ())
+            change = MARGIN_STEP * full * (len(late) / count - LATE_SHARE)
+            # No margin need be larger than one with which they would have been in time.
+            margin = margins[level] + min(change, max(late, default=change))
+            margins[level] = min(max(0.0, margin), MAX_MARGIN * full)
         self._margins = margins
 
 
 class Admission:
-    """Predicts queueing delay from the backlog, the running batches and the cost model.
+    """Admits a request if the chance that its answer is late is below LATE_SHARE.
 
-    It reckons with the requests of other levels that will arrive meanwhile and go first.
+    The time of its answer is predicted from the cycle that runs, the cycles of what goes first and
+    its own, as the means of their distributions, and a reserve for their spread and jumps. It
+    reckons with the requests of other levels that will arrive meanwhile and go first.
     """
 
     def __init__(
@@ -173,15 +186,20 @@ class Admission:
         self.instances = instances
         self.slots: Sequence[RequestSlots] = ()
         """Those of the instances, if requests need several runs."""
+        self.predict_turn: Callable[[float, int], float] | None = None
+        """Returns the seconds by which other models delay one of the next turns on the devices:
+        see `DeviceScheduler.predict_turn`. None if there are no other models."""
+        self.is_learning = False
+        """Whether there was a request whose wait is bounded."""
         self._running: set[RunningEstimate] = set()
-        # A batch takes longer than its run: inputs are joined, responses written, CPUs shared.
-        self._stretch = 1.0
         self._shares = CapacityShares(clock())
         self._margins = Margins(clock())
-        self._is_learning = False  # until there is a request whose wait is bounded
+        self._reserve = CycleReserve(LATE_SHARE)
+        self._gap = 0.0  # mean seconds from the end of a batch to the next one that is due
+        self._due: deque[float] = deque(maxlen=instances)  # since when batches could have started
 
     def check(self, request: Request) -> None:
-        """Reject a request that would miss its deadline.
+        """Reject a request that would probably miss its deadline.
 
         Raises:
             DeadlineExceededError: The deadline has passed, or is shorter than the run alone.
@@ -190,7 +208,7 @@ class Admission:
         objective = self._policy.latency_objective
         if request.deadline == math.inf and objective is None:
             return
-        self._is_learning = True
+        self.is_learning = True
         now = self._clock()
         if request.deadline <= now:
             raise DeadlineExceededError("deadline already exceeded on arrival")
@@ -198,116 +216,202 @@ class Admission:
         if not self._cost_model.is_reliable(group, now):
             return
         limit = self._queue.max_batch_rows
-        alone = self._cost_model.predict(request.rows, group)
+        alone = self._cycle(request.rows, group)
         remaining = request.deadline - now
         if alone > remaining:
             raise DeadlineExceededError(
                 f"deadline too short: {_ms(remaining)} remain "
                 f"(expected at least the predicted run time of {_ms(alone)})"
             )
-        busy = self._busy_seconds(now)
-        if not busy and not self._queue.rows and not self.slots:
+        busy, overdue = self._busy_seconds(now)
+        if self._is_idle(busy, now):
             return
-        priority, margin = request.priority, self._margins.margin
-        full = self._cost_model.predict(max(request.rows, limit), group)
-        allowed = remaining if objective is None else min(remaining, objective)
+        full = self._cycle(max(request.rows, limit), group)
+        bound = math.inf if objective is None else _in_reach(objective, full)
+        allowed = min(remaining, bound)
         # A level gets its share of the turns at least: most requests need no further prediction.
-        waiting = self._queue.backlog_seconds() + 2 * full
-        longest = busy + waiting * self._stretch * ALL_WEIGHTS / WEIGHTS[Priority.LOW]
-        if not self.slots and longest + full + margin(priority, allowed) < allowed:
-            return
+        waiting = self._queue.backlog_seconds() * self._cost_distribution.pace + 2 * full
+        longest = waiting * ALL_WEIGHTS / WEIGHTS[Priority.LOW]
+        longest += self._other_turns(now, longest / full)
+        priority = request.priority
+        if not self.slots and busy + 2 * longest + overdue < allowed:
+            reserve = self._reserve_seconds(priority, longest / full, overdue, full)
+            if busy + longest + full + reserve < allowed:
+                return
         wait, other_rows = self._predict_start(priority, group, request.rows, now, busy)
-        run = self._cost_model.predict(
-            max(request.rows, min(other_rows + request.rows, limit)), group
-        )
-        if wait + run + margin(priority, remaining - run) > remaining:
+        reserve = self._reserve_seconds(priority, (wait - busy) / full + 1.0, overdue, full)
+        run = self._cycle(max(request.rows, min(other_rows + request.rows, limit)), group)
+        if wait + run + _bounded(reserve, remaining, full) > remaining:
             raise _wait_too_long(wait, run, remaining)
-        if objective is None:
-            return
-        # An objective that cannot be met must not reject all requests for good.
-        allowed = max(objective, 2 * full)
-        if wait + full + margin(priority, allowed - full) > allowed:
-            raise _wait_too_long(wait, full, allowed)
+        if wait + full + _bounded(reserve, bound, full) > bound:
+            raise _wait_too_long(wait, full, bound)
 
-    def predict_wait(self, priority: Priority = Priority.NORMAL) -> float:
+    def predict_wait(
+        self, priority: Priority = Priority.NORMAL, group: Hashable = None, rows: int = 1
+    ) -> float:
         """Return the predicted seconds in the queue of a request that is submitted now.
 
         They are 0.0 if an instance is idle.
         """
         now = self._clock()
-        return self._predict_start(priority, None, 1, now, self._busy_seconds(now))[0]
+        return self._predict_start(priority, group, rows, now, self._busy_seconds(now)[0])[0]
 
     def start_batch(
         self,
-        predicted_seconds: float,
+        rows: int,
         level_rows: Mapping[Priority, int] = NO_ROWS,
         group: Hashable = None,
+        could_start: float = 0.0,
     ) -> RunningEstimate:
-        """Record that a batch starts whose run is predicted to take `predicted_seconds`.
+        """Record that a batch starts.
 
-        `level_rows` are its rows of each level.
+        Args:
+            rows: All of its rows.
+            level_rows: Those of each level.
+            group: Whose cost it has.
+            could_start: When other models left the device to it, 0.0 if that is unknown.
         """
-        batch = RunningEstimate(self._clock(), predicted_seconds, level_rows, group)
+        now = self._clock()
+        late = 0.0
+        if self._due:
+            try:
+                gap = now - max(self._due.popleft(), could_start)
+            except IndexError:  # another instance was quicker
+                pass
+            else:
+                late = gap - self._gap
+                self._gap += GAP_GAIN * late
+        full = self._cycle(self._queue.max_batch_rows, group)
+        batch = RunningEstimate(now, self._cycle(rows, group), full, late, level_rows, group)
         self._running.add(batch)
         return batch
 
-    def observe_waits(
-        self, expired: Sequence[Request], requests: Sequence[Request], run: float
-    ) -> None:
-        """Learn from the waits of requests whose batch starts now and takes `run` seconds.
-
-        Some may have expired since theirs started, which took as long.
-        """
-        if not self._is_learning:
-            return
-        now = self._clock()
-        latest_arrival = -math.inf
-        if (objective := self._policy.latency_objective) is not None:
-            group = (*requests, *expired)[0].group
-            full = self._cost_model.predict(self._queue.max_batch_rows, group)
-            latest_arrival = now - max(objective, 2 * full)
-        started: dict[Priority, int] = {}
-        late: dict[Priority, list[float]] = {}
-        for request in (*expired, *requests):
-            level = request.priority
-            started[level] = started.get(level, 0) + 1
-            if request.deadline < now + run or request.queued_at < latest_arrival:
-                late.setdefault(level, []).append(now - request.queued_at)
-        self._margins.observe(started, late, run, now)
-
     def finish_batch(self, batch: RunningEstimate) -> None:
         """Record that all requests of the batch are finished."""
-        self._running.discard(batch)
+        try:
+            self._running.remove(batch)
+        except KeyError:
+            return
         now = self._clock()
+        if self._queue.rows >= self._queue.max_batch_rows:
+            self._due.append(now)
+        cycle = now - batch.started
+        distribution = self._cost_distribution
         if batch.runs == 1 and batch.run_rows:
+            if batch.predicted_seconds:
+                excess = (cycle - batch.predicted_seconds) / batch.full_seconds
+                distribution.adjust_pace(excess)
+                if self.is_learning:
+                    late = max(0.0, batch.gap_seconds) / batch.full_seconds
+                    self._reserve.observe(max(1.0 + excess + late, MIN_RATIO))
             times = BatchTimes(
                 join=batch.run_started - batch.started,
                 run=batch.run_finished - batch.run_started,
                 answer=now - batch.run_finished,
-                cycle=now - batch.started,
+                cycle=cycle,
             )
-            self._cost_distribution.observe(batch.run_rows, batch.group, times)
-        if batch.predicted_seconds:
-            stretch = min((now - batch.started) / batch.predicted_seconds, MAX_STRETCH)
-            self._stretch = max(1.0, self._stretch + 0.1 * (stretch - self._stretch))
-            if self._is_learning and batch.level_rows:
-                self._shares.add(batch.level_rows, self._seconds_under_load(batch))
-                self._shares.update(now, self.instances)
+            distribution.observe(batch.run_rows, batch.group, times)
+        if self.is_learning and batch.level_rows:
+            self._shares.add(batch.level_rows, self._seconds_under_load(batch))
+            self._shares.update(now, self.instances)
+
+    def due(self, request: Request, full: float) -> float:
+        """Return the time by which a request has to be answered, if a full cycle takes `full`."""
+        objective = self._policy.latency_objective
+        if objective is None:
+            return request.deadline
+        return min(request.deadline, request.queued_at + _in_reach(objective, full))
+
+    def pop_late(self, requests: list[Request], group: Hashable) -> Sequence[Request]:
+        """Remove and return the requests of a batch that cannot be answered in time any more.
+
+        That is so if a cycle would be too long that is shorter than almost all.
+        """
+        now = self._clock()
+        full = self._cycle(self._queue.max_batch_rows, group)
+        if not full or not self._cost_model.is_reliable(group, now):
+            return ()
+        rows = sum([request.rows for request in requests])
+        end = now + self._cycle(rows, group) - full * (1.0 - self._reserve.least_ratio)
+        due = self.due
+        late = [request for request in requests if due(request, full) < end]
+        if late:
+            requests[:] = [request for request in requests if due(request, full) >= end]
+        return late
+
+    def observe_answers(
+        self, expired: Sequence[Request], requests: Sequence[Request]
+    ) -> tuple[int, int]:
+        """Learn from requests of a batch that are answered now, or have expired before.
+
+        Returns how many requests of callers are in time, and how many are not.
+        """
+        now = self._clock()
+        group = (*requests, *expired)[0].group
+        full = self._cycle(self._queue.max_batch_rows, group)
+        started: dict[Priority, int] = {}
+        lateness: dict[Priority, list[float]] = {}
+        met = missed = 0
+        for request in (*requests, *expired):
+            level = request.priority
+            started[level] = started.get(level, 0) + 1
+            late = now - self.due(request, full)
+            if late > 0.0 or request in expired:
+                lateness.setdefault(level, []).append(max(late, 0.0))
+                missed += request.count
+            else:
+                met += request.count
+        if not self._reserve.jumped:  # or the reserve has learned from it
+            self._margins.observe(started, lateness, full, now)
+        return met, missed
+
+    def _cycle(self, rows: int, group: Hashable) -> float:
+        """Return the mean seconds of a cycle at the moment."""
+        distribution = self._cost_distribution
+        return distribution.usual_cycle(rows, group) * distribution.pace
+
+    def _reserve_seconds(
+        self, priority: Priority, cycles: float, overdue: float, full: float
+    ) -> float:
+        """Return the reserve for the batch that runs, and so many cycles after it.
+
+        It is `overdue` seconds at least, if that is what the batch that runs may take at the most.
+        """
+        reserve = self._reserve
+        spread = reserve.reserve(cycles + 1.0) * full
+        if overdue:
+            spread = max(spread, overdue + reserve.reserve(cycles) * full)
+        return spread + self._margins.margin(priority)
 
     def _seconds_under_load(self, batch: RunningEstimate) -> float:
         """Return what the rows of a batch take when batches are full."""
-        limit = self._queue.max_batch_rows
-        full = self._cost_model.predict(limit, batch.group)
         rows = sum(batch.level_rows.values())
-        return min(full * rows / limit, batch.predicted_seconds) * self._stretch
+        full = batch.full_seconds * rows / self._queue.max_batch_rows
+        return min(full, batch.predicted_seconds)
 
-    def _busy_seconds(self, now: float) -> float:
-        """Return the predicted seconds until an instance is idle."""
+    def _is_idle(self, busy: float, now: float) -> bool:
+        """Return whether a request runs at once."""
+        return not (busy or self._queue.rows or self.slots or self._other_turns(now))
+
+    def _other_turns(self, now: float, cycles: float = 0.0) -> float:
+        """Return the seconds by which other models delay the batch after so many cycles."""
+        return 0.0 if self.predict_turn is None else self.predict_turn(now, 1 + int(cycles))
+
+    def _busy_seconds(self, now: float) -> tuple[float, float]:
+        """Return the predicted seconds until an instance is idle, and how many more it may take.
+
+        The latter is 0.0 unless its batch takes longer than predicted.
+        """
         running = list(self._running)
         if len(running) < self.instances:
-            return 0.0
-        ends = [batch.started + batch.predicted_seconds * self._stretch for batch in running]
-        return max(0.0, min(ends) - now)
+            return 0.0, 0.0
+        batch = min(running, key=_predicted_end)
+        rest = batch.started + batch.predicted_seconds - now
+        full = batch.full_seconds
+        if rest > 0.0 or not full:
+            return max(0.0, rest) + self._gap, 0.0
+        rest, most = self._reserve.rest(1.0 - rest / full)
+        return rest * full + self._gap, (most - rest) * full
 
     def _predict_start(
         self, priority: Priority, group: Hashable, rows: int, now: float, busy: float
@@ -320,22 +424,29 @@ class Admission:
             waiting = self._queue.rows
             ahead = [one.look_ahead(waiting + rows, group, priority) for one in slots]
             seconds, run_rows = min(ahead)
+            seconds *= self._cost_distribution.stretch
             if waiting + rows > sum([max(0, one.room) for one in slots]):
-                seconds += self._queue.backlog_seconds() / self.instances
-            return max(busy, seconds * self._stretch), max(0, run_rows - rows)
+                pace = self._cost_distribution.pace
+                seconds += self._queue.backlog_seconds() * pace / self.instances
+            wait = max(busy, seconds) + self._other_turns(now)
+            return wait, max(0, run_rows - rows)
         if not busy and not self._queue.rows:
-            return 0.0, 0
+            return self._other_turns(now), 0
         work = self._queue.work_ahead(priority, group, rows)
         limit = self._queue.max_batch_rows
-        scale = self._stretch / self.instances
-        full = self._cost_model.predict(limit, group) * scale
+        usual = self._cost_distribution.usual_cycle
+        full = self._cycle(limit, group)
+        # Between two batches there is a gap, which the cycles do not have.
+        gaps = (full + self._gap) / full if full else 1.0
+        scale = self._cost_distribution.pace * gaps / self.instances
+        full *= gaps / self.instances
         row_seconds = max(full / limit, 1e-9)
         shares = self._shares.update(now, self.instances)
         # The last waiting batch of its group has room for it, and the request shares that run
         # instead of waiting for it.
         own = work.seconds
         if work.shared_rows:
-            own = max(0.0, own - self._cost_model.predict(work.shared_rows, group))
+            own = max(0.0, own - usual(work.shared_rows, group))
         least = busy + own * scale
         others = []
         waiting_rows, arriving_rows = work.rows, 0.0  # until the running batch ends
@@ -356,6 +467,7 @@ class Admission:
                 wait = busy
             else:
                 wait = max(least, wait - full / 2)
+        wait += self._other_turns(now, (wait - busy) / full if full else 0.0)
         return wait, work.shared_rows + int(sum(shares) * wait / row_seconds)
 
 
@@ -380,11 +492,29 @@ def _solve_wait(least: float, others: Sequence[tuple[float, float, float]]) -> f
     return wait / (1.0 - slope) if slope > 1e-9 else wait
 
 
+def _predicted_end(batch: RunningEstimate) -> float:
+    return batch.started + batch.predicted_seconds
+
+
+def _in_reach(objective: float, full: float) -> float:
+    """Return the objective, or two full cycles if it is out of reach."""
+    return objective if objective >= MIN_OBJECTIVE * full else 2 * full
+
+
+def _bounded(reserve: float, allowed: float, full: float) -> float:
+    """Return a reserve, or the most of it that an answer within `allowed` seconds can have.
+
+    With a larger one there would be no full batch when the one before it ends. If there is no time
+    for two full cycles in any case, half of what one leaves is reserved.
+    """
+    return min(reserve, max(allowed - 2 * full, 0.5 * (allowed - full)))
+
+
 def _wait_too_long(wait: float, run: float, allowed: float) -> QueueFullError:
     return QueueFullError(
         f"predicted wait too long: {_ms(wait)} in the queue and {_ms(run)} to run "
         f"(expected at most {_ms(allowed)} in total)",
-        retry_after=wait + run - allowed,
+        retry_after=wait,
     )
 
 

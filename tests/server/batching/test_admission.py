@@ -35,7 +35,7 @@ def ask(batcher, rows=1, within=np.inf, **options):
 def test_the_predicted_wait_is_that_of_running_and_waiting_batches():
     batcher = make()
     assert batcher.admission.predict_wait() == 0.0
-    batcher.admission.start_batch(1.0)
+    batcher.admission.start_batch(1)
     batcher.clock.now += 0.25
     assert batcher.admission.predict_wait() == 0.75
     ask(batcher, rows=8)
@@ -76,7 +76,7 @@ def test_the_error_of_a_full_queue_has_a_retry_delay():
 def test_a_busy_instance_does_not_reject_requests_that_meet_their_deadline():
     """A run shared with few is short: only what waits counts, not what a batch could hold."""
     batcher = make(seconds=lambda rows: 0.1 * rows)
-    batcher.admission.start_batch(0.1)
+    batcher.admission.start_batch(1)
     for _ in range(3):
         ask(batcher, within=0.45)
     with pytest.raises(QueueFullError):
@@ -135,7 +135,7 @@ def test_a_batch_takes_longer_than_its_run_and_that_is_learned():
         return [inputs["x"] * 2]
 
     for _ in range(30):
-        estimate = batcher.admission.start_batch(1.0)
+        estimate = batcher.admission.start_batch(1)
         batcher.clock.now += 2.0
         batcher.admission.finish_batch(estimate)
     ask(batcher, rows=8)
@@ -149,7 +149,7 @@ def test_an_objective_bounds_the_queue_and_the_batch():
         2,
     )  # two runs of it fit, and no batch_size is quicker by row
     batcher.queue.max_batch_rows = 1
-    batcher.admission.start_batch(1.0)
+    batcher.admission.start_batch(1)
     for _ in range(3):
         ask(batcher)
     with pytest.raises(QueueFullError, match=r"expected at most 4000.0 ms in total"):
@@ -160,16 +160,16 @@ def test_an_objective_that_no_run_meets_does_not_reject_all_requests():
     batcher = make(objective=0.001)
     for _ in range(5):
         assert run(batcher) == [2]
-    batcher.admission.start_batch(1.0)
+    batcher.admission.start_batch(1)
     ask(batcher)
 
 
 def test_only_a_batch_estimate_of_every_instance_makes_wait():
     batcher = make()
     batcher.admission.instances = 2
-    first = batcher.admission.start_batch(1.0)
+    first = batcher.admission.start_batch(1)
     assert batcher.admission.predict_wait() == 0.0
-    second = batcher.admission.start_batch(3.0)
+    second = batcher.admission.start_batch(3)
     assert batcher.admission.predict_wait() == 1.0
     batcher.admission.finish_batch(first)
     batcher.admission.finish_batch(second)
