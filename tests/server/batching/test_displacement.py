@@ -181,6 +181,63 @@ def test_a_callback_of_a_displaced_request_may_use_the_queue():
     assert seen[1].answer == [2.0]
 
 
+class TestObjective:
+    """A request that would be late because less urgent ones have a turn before it."""
+
+    @pytest.fixture
+    def batcher(self):
+        """One whose batches of 8 rows take 0.8 s, and that runs one."""
+        policy = BatchPolicy(max_rows=8, max_queue_rows=640, latency_objective=8.0)
+        batcher = PuppetBatcher(policy)
+        batcher.cost_model.measure(lambda rows: 0.1 * rows, (1,), budget=1e9)
+
+        def pass_time(inputs):
+            batcher.clock.now += 0.1 * len(inputs["x"])
+
+        for _ in range(8):
+            ask(batcher, 8, NORMAL)
+            batcher.step(Puppet(before=pass_time))
+        batcher.admission.start_batch(8)
+        return batcher
+
+    def fill(self, batcher, priority):
+        """Submit requests of a level until one is refused, and return the others."""
+        admitted = []
+        while True:
+            try:
+                admitted.append(ask(batcher, 1, priority))
+            except QueueFullError:
+                return admitted
+
+    def test_the_newest_give_place_to_it_as_few_as_necessary(self, batcher):
+        low = self.fill(batcher, LOW)
+        high = self.fill(batcher, HIGH)
+        displaced = [one for one in low if one.results]
+        kept = [one for one in low if not one.results]
+        assert 0 < len(displaced)
+        assert low == [*kept, *displaced]
+        for one in displaced:
+            error = one.results[0][1]
+            assert isinstance(error, QueueFullError)
+            assert "displaced by a more urgent one" in str(error)
+            assert error.retry_after > 0.0
+        assert batcher.value("displaced_requests_total") == len(displaced)
+        assert len(high) > 40
+
+    def test_a_level_keeps_its_share_of_what_can_be_answered_in_time(self, batcher):
+        low, normal = self.fill(batcher, LOW), self.fill(batcher, NORMAL)
+        self.fill(batcher, HIGH)
+        rows = 8.0 / 0.1
+        kept = [[one for one in level if not one.results] for level in (low, normal)]
+        for level, requests in zip((LOW, NORMAL), kept, strict=True):
+            assert len(requests) >= int(rows * WEIGHTS[level] / ALL_WEIGHTS)
+
+    def test_requests_that_are_not_in_the_way_keep_their_places(self, batcher):
+        low = self.fill(batcher, LOW)
+        ask(batcher, 1, HIGH)
+        assert not any(one.results for one in low)
+
+
 def test_displacing_takes_little_time_whatever_waits():
     """Every request has a shape of its own, and many were cancelled."""
     queue = Queue(BatchPolicy(max_rows=4), Clock())
