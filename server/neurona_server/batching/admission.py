@@ -191,6 +191,7 @@ class Admission:
         cost_distribution: CostDistribution,
         clock: Callable[[], float],
         instances: int = 1,
+        predict_turn: Callable[[float, int], float] | None = None,
     ) -> None:
         self._policy = policy
         self._queue = queue
@@ -200,11 +201,11 @@ class Admission:
         self.instances = instances
         self.slots: Sequence[RequestSlots] = ()
         """Those of the instances, if requests need several runs."""
-        self.predict_turn: Callable[[float, int], float] | None = None
+        self.predict_turn = predict_turn
         """Returns the seconds by which other models delay one of the next turns on the devices:
         see `DeviceScheduler.predict_turn`. None if there are no other models."""
-        self.is_learning = False
-        """Whether there was a request whose wait is bounded."""
+        self.is_learning = policy.latency_objective is not None
+        """Whether there is an objective, or was a request with a deadline."""
         self._running: set[RunningEstimate] = set()
         self._shares = CapacityShares(clock())
         self._margins = Margins(clock())
@@ -277,7 +278,7 @@ class Admission:
         wait, other_rows = self._predict_start(request.priority, group, rows, now, busy, without)
         reserve = self._reserve_seconds(request.priority, (wait - busy) / full + 1.0, overdue, full)
         run = self._cycle(max(rows, min(other_rows + rows, limit)), group)
-        if wait + run + _bounded(reserve, remaining, full) > remaining:
+        if wait + run + _bounded(reserve, remaining, run) > remaining:
             return _wait_too_long(wait, run, remaining)
         if wait + full + _bounded(reserve, bound, full) > bound:
             return _wait_too_long(wait, full, bound)
@@ -353,7 +354,7 @@ class Admission:
             self._due.append(now)
         cycle = now - batch.started
         distribution = self._cost_distribution
-        if batch.runs == 1 and batch.run_rows:
+        if batch.runs == 1 and batch.run_rows and self._cost_model.is_known(batch.group):
             if batch.predicted_seconds:
                 excess = (cycle - batch.predicted_seconds) / batch.full_seconds
                 distribution.adjust_pace(excess)
@@ -381,7 +382,8 @@ class Admission:
     def pop_late(self, requests: list[Request], group: Hashable) -> Sequence[Request]:
         """Remove and return the requests of a batch that cannot be answered in time any more.
 
-        That is so if a cycle would be too long that is shorter than almost all.
+        That is so if a cycle would be too long that is shorter than almost all. The newest one
+        stays, or a wrong prediction that drops all requests would never be corrected.
         """
         now = self._clock()
         full = self._cycle(self._queue.max_batch_rows, group)
@@ -391,8 +393,11 @@ class Admission:
         end = now + self._cycle(rows, group) - full * (1.0 - self._reserve.least_ratio)
         due = self.due
         late = [request for request in requests if due(request, full) < end]
-        if late:
-            requests[:] = [request for request in requests if due(request, full) >= end]
+        if not late:
+            return ()
+        requests[:] = [request for request in requests if due(request, full) >= end]
+        if not requests:
+            requests.append(late.pop(late.index(max(late, key=_queued_at))))
         return late
 
     def observe_answers(
@@ -556,6 +561,10 @@ def _solve_wait(least: float, others: Sequence[tuple[float, float, float]]) -> f
     return wait / (1.0 - slope) if slope > 1e-9 else wait
 
 
+def _queued_at(request: Request) -> float:
+    return request.queued_at
+
+
 def _predicted_end(batch: RunningEstimate) -> float:
     return batch.started + batch.predicted_seconds
 
@@ -565,13 +574,13 @@ def _in_reach(objective: float, full: float) -> float:
     return objective if objective >= MIN_OBJECTIVE * full else 2 * full
 
 
-def _bounded(reserve: float, allowed: float, full: float) -> float:
+def _bounded(reserve: float, allowed: float, cycle: float) -> float:
     """Return a reserve, or the most of it that an answer within `allowed` seconds can have.
 
-    With a larger one there would be no full batch when the one before it ends. If there is no time
-    for two full cycles in any case, half of what one leaves is reserved.
+    With a larger one no batch of such a `cycle` would wait when the one before it ends. If there is
+    no time for two cycles in any case, half of what one leaves is reserved.
     """
-    return min(reserve, max(allowed - 2 * full, 0.5 * (allowed - full)))
+    return min(reserve, max(allowed - 2 * cycle, 0.5 * (allowed - cycle), 0.0))
 
 
 def _wait_too_long(wait: float, run: float, allowed: float) -> QueueFullError:

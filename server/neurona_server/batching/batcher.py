@@ -151,8 +151,15 @@ class Batcher:
         self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
         self.padding = Padding(self.cost_model.batch_sizes)
         self.failure_log = RateLimitedFailureLog(name)
+        self._runs = ModelRuns(name, new_runs)
         self.admission = Admission(
-            policy, self.queue, self.cost_model, self.cost_distribution, clock, len(new_runs)
+            policy,
+            self.queue,
+            self.cost_model,
+            self.cost_distribution,
+            clock,
+            len(new_runs),
+            scheduler and partial(scheduler.predict_turn, self._runs),
         )
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
@@ -165,8 +172,6 @@ class Batcher:
         """Checks that outputs are an answer."""
         self.ranking: DeviceRanking | None = None
         """When a device ranks the classes of the answer."""
-        self.request_seconds = 0.0
-        """What receiving and parsing a request costs the transport's thread; 0.0: unknown."""
         self.free_memory: Callable[[], object] = lambda: None
         """Returns what arenas hold without need, after a run has found too little memory."""
         self._watchdog = watchdog or RunWatchdog()
@@ -174,7 +179,6 @@ class Batcher:
             name, policy, self.queue, self.cost_model, self._watchdog, clock
         )
         self._metrics = metrics
-        self._runs = ModelRuns(name, new_runs)
         self._runs.objective = policy.latency_objective
         # The transport's thread shares the run of an instance on the CPU; see `serve_inline`.
         self._shared_run = new_runs[0][1] if new_runs[0][0] == CPU else None
@@ -198,8 +202,6 @@ class Batcher:
         self._response_order = ResponseOrder() if policy.preserve_order else None
         # A model that has its devices for itself never waits for a slot.
         self._scheduler = scheduler or DeviceScheduler(1 << 30)
-        if scheduler is not None:
-            self.admission.predict_turn = partial(scheduler.predict_turn, self._runs)
         self.tune()
 
     @property

@@ -15,10 +15,10 @@ USUAL_RATIO = 2.0
 """A cycle above this many times a full one is a jump: not part of the spread, but one that may
 come."""
 
-PRIOR_VARIANCE = 0.04
+PRIOR_VARIANCE = 0.02
 """The variance of a cycle, relative to a full one, before there are observations ..."""
 
-PRIOR_WEIGHT = 4.0
+PRIOR_WEIGHT = 2.0
 """... and the number of observations that it counts as."""
 
 MAX_CYCLES = 16

@@ -126,6 +126,7 @@ def test_a_displaced_request_fails_as_rejected_with_the_time_of_its_retry():
     batcher = batcher_of(max_queue_rows=8)
     batcher.cost_model.measure(lambda rows: 1.0, (1,))
     low = ask(batcher, 8, LOW)
+    batcher.admission.start_batch(8)
     high = ask(batcher, 1, HIGH)
     ((outputs, error),) = low.results
     assert outputs is None
