@@ -47,7 +47,6 @@ GAP_GAIN = 1 / 16
 """How far the mean gap between batches moves towards the last one."""
 
 
-
 class RunningEstimate:
     """When a running batch started, how long it is predicted to take, and its rows."""
 

@@ -3,10 +3,7 @@
 It is alone since a queue calls it under its lock, whatever a batch is joined of.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
 
 from neurona_server.batching.backlog import Cost, MergedBacklog, Place
 from neurona_server.sequences.ragged import LengthGroup
@@ -81,118 +78,6 @@ class RowLimits:
         return best
 
 
-class _Step(NamedTuple):
-    """Lengths that may join a batch."""
-
-    value: float
-    """The seconds by which they shorten the waits of all that wait, in total."""
-    lengths: int
-    """Their number."""
-    rows: int
-    """Theirs, as far as the batch has room."""
-    seconds: float
-    """Of the run with them."""
-
-
-NO_STEP = _Step(0.0, 0, 0, 0.0)
-
-
-class _Growth:
-    """A batch that grows."""
-
-    def __init__(self, leader: Hashable, rows: int, seconds: float) -> None:
-        self.groups = [leader]
-        self.longest = leader
-        self.rows = rows
-        self.seconds = seconds
-
-    def add(self, step: _Step, groups: Sequence[Hashable], *, is_longer: bool) -> None:
-        """Have groups join the batch, the longest last if they are longer than all others."""
-        self.groups += groups
-        self.rows += step.rows
-        self.seconds = step.seconds
-        if is_longer:
-            self.longest = groups[-1]
-
-
-class _Side:
-    """The waiting lengths on one side of a batch, from the nearest one on.
-
-    It has sums of their rows and savings, so that each is looked at once.
-    """
-
-    def __init__(
-        self,
-        family: Sequence[tuple[float, Hashable]],
-        leader: int,
-        direction: int,
-        rows: Mapping[Hashable, int],
-        saving: Callable[[Hashable, int], float],
-    ) -> None:
-        """Make it.
-
-        Args:
-            family: All waiting lengths in order.
-            leader: The index of the leader.
-            direction: 1 for the longer ones, -1 for the shorter ones.
-            rows: The waiting rows of each group.
-            saving: Returns the seconds that the other runs of a group take less if so many of its
-                rows run in this batch.
-        """
-        self.direction = direction
-        self._family = family
-        self._rows = rows
-        self._saving = saving
-        self._stride = 1
-        self._size = len(family) - 1 - leader if direction > 0 else leader
-        self._start = 0  # how many are in the batch, or were passed over
-        self._first = leader + direction  # the index of the nearest one
-        self._row_sums = [0]
-        self._savings = [0.0]
-
-    @property
-    def has_more(self) -> bool:
-        """Whether there are lengths that were neither taken nor passed over."""
-        return self._start < self._size
-
-    def group(self, count: int) -> Hashable:
-        """Return the last one of the next `count`."""
-        return self._family[self._first + self.direction * (self._start + count - 1)][1]
-
-    def count(self, room: int) -> int:
-        """Return how many may join a batch with room for so many rows, at most a stride."""
-        end = min(self._start + self._stride, self._size)
-        rows, sums = self._rows, self._row_sums
-        while len(sums) <= end and sums[-1] - sums[self._start] < room:
-            group = self._family[self._first + self.direction * (len(sums) - 1)][1]
-            self._savings.append(self._savings[-1] + self._saving(group, rows[group]))
-            sums.append(sums[-1] + rows[group])
-        return min(bisect_left(sums, sums[self._start] + room), len(sums) - 1, end) - self._start
-
-    def sums(self, count: int, room: int) -> tuple[int, float]:
-        """Return the rows of the next `count` that a batch has room for, and what they save."""
-        start, end = self._start, self._start + count
-        rows = self._row_sums[end] - self._row_sums[start]
-        saved = self._savings[end] - self._savings[start]
-        if rows > room:
-            before = self._row_sums[end - 1] - self._row_sums[start]
-            saved = self._savings[end - 1] - self._savings[start]
-            return room, saved + self._saving(self.group(count), room - before)
-        return rows, saved
-
-    def take(self, count: int) -> Sequence[Hashable]:
-        """Return the next `count`, which join the batch."""
-        groups = [self.group(number) for number in range(1, count + 1)]
-        self._start += count
-        self._stride = 2 * count
-        return groups
-
-    def skip(self) -> None:
-        """Pass over the next one."""
-        self.count(1)
-        self._start += 1
-
-
 class LengthMerger:
     """The `Merge` of the queue of a recurrent model.
 
@@ -231,59 +116,58 @@ class LengthMerger:
     ) -> Sequence[Hashable]:
         """Return the groups of a batch: see `Merge`.
 
-        The batch grows to shorter or to longer sequences, by whichever pays more, and by twice as
-        many lengths as the last time if all of those paid. So it predicts few runs, however many
-        lengths wait.
+        It looks at the next shorter and the next longer sequences only, so that it takes no longer
+        the more lengths wait.
         """
-        rows = waiting.rows
+        rows, predict = waiting.rows, self._predict
         if len(rows) == 1 or not isinstance(leader, LengthGroup) or rows[leader] >= max_batch_rows:
             return (leader,)
         family, index = waiting.family(leader)
         if len(family) == 1:
             return (leader,)
-
-        batch = _Growth(leader, rows[leader], self._predict(rows[leader], leader))
-        others = waiting.total_rows - batch.rows
-        saving = partial(self._seconds_saved, waiting, max_batch_rows)
-        shorter = _Side(family, index, -1, rows, saving)
-        longer = _Side(family, index, 1, rows, saving)
+        below, above = index - 1, index + 1
+        groups: list[Hashable] = [leader]
+        longest: Hashable = leader
+        total = rows[leader]
+        others = waiting.total_rows - total
+        seconds = predict(total, longest)
         skips = MAX_SKIPS
-        while batch.rows < max_batch_rows:
-            side, best = shorter, self._best_step(batch, shorter, others, max_batch_rows)
-            step = self._best_step(batch, longer, others, max_batch_rows)
-            if step.value > best.value:
-                side, best = longer, step
-            if best.value > 0:
-                others -= best.rows
-                batch.add(best, side.take(best.lengths), is_longer=side is longer)
-            elif skips and shorter.has_more:
+        savings: dict[int, float] = {}  # by the index, if all rows of a group join the batch
+        while total < max_batch_rows and (below >= 0 or above < len(family)):
+            best, best_value, best_seconds = -1, 0.0, seconds
+            for candidate in (below, above):
+                if not 0 <= candidate < len(family):
+                    continue
+                group = family[candidate][1]
+                count = min(rows[group], max_batch_rows - total)
+                saved = savings.get(candidate) if count == rows[group] else None
+                if saved is None:
+                    saved = self._seconds_saved(group, rows[group], count, max_batch_rows)
+                    if count == rows[group]:
+                        savings[candidate] = saved
+                joint = predict(total + count, group if candidate == above else longest)
+                more = joint - seconds
+                value = (saved - more) * others - more * total
+                if value > best_value:
+                    best, best_value, best_seconds = candidate, value, joint
+            if best < 0:
+                if below < 0 or not skips:
+                    break
                 skips -= 1
-                shorter.skip()  # a shorter one with fewer rows may fit
+                below -= 1  # a shorter one with fewer rows may fit
+                continue
+            group = family[best][1]
+            count = min(rows[group], max_batch_rows - total)
+            groups.append(group)
+            total += count
+            others -= count
+            seconds = best_seconds
+            if best == above:
+                longest = group
+                above += 1
             else:
-                break
-        return batch.groups
-
-    def _best_step(self, batch: "_Growth", side: "_Side", others: int, limit: int) -> "_Step":
-        """Return how many of the next lengths on a side join the batch at best.
-
-        It is as many as the stride of the side says or, if fewer of them pay more, half as many,
-        and so on.
-        """
-        best = NO_STEP
-        room = limit - batch.rows
-        count = side.count(room)
-        while count:
-            rows, saved = side.sums(count, room)
-            last = side.group(count) if side.direction > 0 else batch.longest
-            seconds = self._predict(batch.rows + rows, last)
-            more = seconds - batch.seconds
-            value = (saved - more) * others - more * batch.rows
-            if 0 < best.value >= value:
-                break
-            if value > best.value:
-                best = _Step(value, count, rows, seconds)
-            count //= 2
-        return best
+                below -= 1
+        return groups
 
     def limit_rows(self, group: Hashable, limit: int) -> int:
         """Return the most rows of the next batch that a group leads: up to `limit`."""
@@ -291,13 +175,10 @@ class LengthMerger:
             return limit
         return self._limits.next(group, limit, self._seconds_of_row)
 
-    def _seconds_saved(
-        self, waiting: MergedBacklog, max_batch_rows: int, group: Hashable, count: int
-    ) -> float:
+    def _seconds_saved(self, group: Hashable, rows: int, count: int, limit: int) -> float:
         """Return what the runs of a group alone take less if `count` of its rows run elsewhere."""
-        rows = waiting.rows[group]
         if rows > 1:  # a single one is never too many
-            limit = self._limits.best(group, max_batch_rows, self._seconds_of_row)
+            limit = self._limits.best(group, limit, self._seconds_of_row)
             if rows > limit:
                 return count * self._seconds_of_row(limit, group)
             if count < rows:
