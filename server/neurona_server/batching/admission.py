@@ -40,8 +40,9 @@ MARGIN_SECONDS = 30.0
 """The time in which most of a margin is forgotten: what caused it may have been an exception."""
 
 MIN_OBJECTIVE = 1.25
-"""Full cycles that an objective must have to be in reach. One that is not is taken as two cycles,
-the time of a request that arrives just after a batch has started: it must not reject all."""
+"""Full cycles that an objective must have to be in reach. One that is not must not reject all: it is
+taken as three cycles, which are those of a request that arrives just after a batch has started, and
+a reserve."""
 
 GAP_GAIN = 1 / 16
 """How far the mean gap between batches moves towards the last one."""
@@ -51,7 +52,7 @@ class RunningEstimate:
     """When a running batch started, how long it is predicted to take, and its rows."""
 
     __slots__ = (
-        *("full_seconds", "gap_seconds", "group", "level_rows", "predicted_seconds"),
+        *("full_seconds", "gap_seconds", "group", "is_known", "level_rows", "predicted_seconds"),
         *("run_finished", "run_rows", "run_started", "runs", "started"),
     )
 
@@ -73,6 +74,8 @@ class RunningEstimate:
         """By how much it started later than it could, less what was predicted."""
         self.level_rows = level_rows
         self.group = group
+        self.is_known = False
+        """Whether the cost of its group was known when it started."""
         self.runs = 0
         """Those that have begun: more than one if it was halved."""
         self.run_rows = 0
@@ -339,6 +342,7 @@ class Admission:
                 self._gap += GAP_GAIN * late
         full = self._cycle(self._queue.max_batch_rows, group)
         batch = RunningEstimate(now, self._cycle(rows, group), full, late, level_rows, group)
+        batch.is_known = self._cost_model.is_known(group)
         self._running.add(batch)
         return batch
 
@@ -354,7 +358,7 @@ class Admission:
         cycle = now - batch.started
         distribution = self._cost_distribution
         if batch.runs == 1 and batch.run_rows and self._cost_model.is_known(batch.group):
-            if batch.predicted_seconds:
+            if batch.is_known and batch.predicted_seconds:
                 excess = (cycle - batch.predicted_seconds) / batch.full_seconds
                 distribution.adjust_pace(excess)
                 if self.is_learning:
@@ -376,7 +380,8 @@ class Admission:
         objective = self._policy.latency_objective
         if objective is None:
             return request.deadline
-        return min(request.deadline, request.queued_at + _in_reach(objective, full))
+        arrived = request.queued_at - request.arrival_lag
+        return min(request.deadline, arrived + _in_reach(objective, full))
 
     def pop_late(self, requests: list[Request], group: Hashable) -> Sequence[Request]:
         """Remove and return the requests of a batch that cannot be answered in time any more.
@@ -412,12 +417,15 @@ class Admission:
         started: dict[Priority, int] = {}
         lateness: dict[Priority, list[float]] = {}
         met = missed = 0
+        objective = self._policy.latency_objective or math.inf
         for request in (*requests, *expired):
             level = request.priority
             started[level] = started.get(level, 0) + 1
             late = now - self.due(request, full)
             if late > 0.0 or request in expired:
                 lateness.setdefault(level, []).append(max(late, 0.0))
+                missed += request.count
+            elif now - request.queued_at + request.arrival_lag > objective:  # out of reach
                 missed += request.count
             else:
                 met += request.count
@@ -569,8 +577,8 @@ def _predicted_end(batch: RunningEstimate) -> float:
 
 
 def _in_reach(objective: float, full: float) -> float:
-    """Return the objective, or two full cycles if it is out of reach."""
-    return objective if objective >= MIN_OBJECTIVE * full else 2 * full
+    """Return the objective, or three full cycles if it is out of reach."""
+    return objective if objective >= MIN_OBJECTIVE * full else 3 * full
 
 
 def _bounded(reserve: float, allowed: float, cycle: float) -> float:

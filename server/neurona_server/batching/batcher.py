@@ -159,7 +159,7 @@ class Batcher:
             self.cost_distribution,
             clock,
             len(new_runs),
-            scheduler and partial(scheduler.predict_turn, self._runs),
+            None if scheduler is None else partial(scheduler.predict_turn, self._runs),
         )
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
