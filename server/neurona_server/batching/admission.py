@@ -40,9 +40,9 @@ MARGIN_SECONDS = 30.0
 """The time in which most of a margin is forgotten: what caused it may have been an exception."""
 
 MIN_OBJECTIVE = 1.25
-"""Full cycles that an objective must have to be in reach. One that is not must not reject all: it
-is taken as three cycles, which are those of a request that arrives just after a batch has started,
-and a reserve."""
+"""Full cycles that an objective must have to be in reach. One that is not must not reject all, so
+three cycles take its place: those of a request that arrives just after a batch has started, and a
+reserve."""
 
 GAP_GAIN = 1 / 16
 """How far the mean gap between batches moves towards the last one."""
