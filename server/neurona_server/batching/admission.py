@@ -1,4 +1,7 @@
-"""Rejects requests that would miss their deadline before they are queued."""
+"""Rejects requests that would miss their deadline before they are queued.
+
+It is one file since what is predicted for a request, and what is learned from it later, must agree.
+"""
 
 import math
 from collections import deque
@@ -375,13 +378,10 @@ class Admission:
             self._shares.add(batch.level_rows, self._seconds_under_load(batch))
             self._shares.update(now, self.instances)
 
-    def due(self, request: Request, full: float) -> float:
-        """Return the time by which a request has to be answered, if a full cycle takes `full`."""
+    def _allowed(self, full: float) -> float:
+        """Return the seconds in which requests have to be answered, if a cycle takes `full`."""
         objective = self._policy.latency_objective
-        if objective is None:
-            return request.deadline
-        arrived = request.queued_at - request.arrival_lag
-        return min(request.deadline, arrived + _in_reach(objective, full))
+        return math.inf if objective is None else _in_reach(objective, full)
 
     def pop_late(self, requests: list[Request], group: Hashable) -> Sequence[Request]:
         """Remove and return the requests of a batch that cannot be answered in time any more.
@@ -395,11 +395,16 @@ class Admission:
             return ()
         rows = sum([request.rows for request in requests])
         end = now + self._cycle(rows, group) - full * (1.0 - self._reserve.least_ratio)
-        due = self.due
-        late = [request for request in requests if due(request, full) < end]
+        # Those that arrived before are late; they are found without a call for each request.
+        arrived = end - self._allowed(full)
+        late = [
+            request
+            for request in requests
+            if request.queued_at - request.arrival_lag < arrived or request.deadline < end
+        ]
         if not late:
             return ()
-        requests[:] = [request for request in requests if due(request, full) >= end]
+        requests[:] = [request for request in requests if request not in late]
         if not requests:
             requests.append(late.pop(late.index(max(late, key=_queued_at))))
         return late
@@ -414,18 +419,20 @@ class Admission:
         now = self._clock()
         group = (*requests, *expired)[0].group
         full = self._cycle(self._queue.max_batch_rows, group)
+        allowed = self._allowed(full)
+        objective = self._policy.latency_objective or math.inf
         started: dict[Priority, int] = {}
         lateness: dict[Priority, list[float]] = {}
         met = missed = 0
-        objective = self._policy.latency_objective or math.inf
         for request in (*requests, *expired):
             level = request.priority
             started[level] = started.get(level, 0) + 1
-            late = now - self.due(request, full)
+            seconds = now - request.queued_at + request.arrival_lag
+            late = max(seconds - allowed, now - request.deadline)
             if late > 0.0 or request in expired:
                 lateness.setdefault(level, []).append(max(late, 0.0))
                 missed += request.count
-            elif now - request.queued_at + request.arrival_lag > objective:  # out of reach
+            elif seconds > objective:  # which is out of reach
                 missed += request.count
             else:
                 met += request.count
@@ -443,7 +450,7 @@ class Admission:
     ) -> float:
         """Return the reserve for the batch that runs, and so many cycles after it.
 
-        It is `overdue` seconds at least, if that is what the batch that runs may take at the most.
+        It is `overdue` seconds at least, if that is what the batch that runs may take at most.
         """
         reserve = self._reserve
         spread = reserve.reserve(cycles + 1.0) * full
