@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
 from typing import Protocol, cast
 
 from neurona_server.batching.admission import Admission
@@ -160,7 +159,7 @@ class Batcher:
             self.cost_distribution,
             clock,
             len(new_runs),
-            None if scheduler is None else partial(scheduler.predict_turn, self._runs),
+            None if scheduler is None else self.predict_turn,
         )
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
