@@ -452,30 +452,58 @@ class SequenceServing(_message.Message):
     def __init__(self, method: _Optional[_Union[SequenceMethod, str]] = ..., reason: _Optional[str] = ..., chunk_steps: _Optional[int] = ..., state_bytes: _Optional[int] = ..., stateless_reason: _Optional[str] = ..., open_sessions: _Optional[int] = ..., time_axes: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Batching(_message.Message):
-    __slots__ = ("max_rows", "limit_rows", "latency_objective_seconds", "instances", "inline", "costs")
+    __slots__ = ("max_rows", "limit_rows", "latency_objective_seconds", "instances", "inline", "costs", "request_seconds", "stalls")
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     LIMIT_ROWS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_OBJECTIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     INLINE_FIELD_NUMBER: _ClassVar[int]
     COSTS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STALLS_FIELD_NUMBER: _ClassVar[int]
     max_rows: int
     limit_rows: int
     latency_objective_seconds: float
     instances: int
     inline: bool
     costs: _containers.RepeatedCompositeFieldContainer[RunCost]
-    def __init__(self, max_rows: _Optional[int] = ..., limit_rows: _Optional[int] = ..., latency_objective_seconds: _Optional[float] = ..., instances: _Optional[int] = ..., inline: bool = ..., costs: _Optional[_Iterable[_Union[RunCost, _Mapping]]] = ...) -> None: ...
+    request_seconds: float
+    stalls: _containers.RepeatedCompositeFieldContainer[Stall]
+    def __init__(self, max_rows: _Optional[int] = ..., limit_rows: _Optional[int] = ..., latency_objective_seconds: _Optional[float] = ..., instances: _Optional[int] = ..., inline: bool = ..., costs: _Optional[_Iterable[_Union[RunCost, _Mapping]]] = ..., request_seconds: _Optional[float] = ..., stalls: _Optional[_Iterable[_Union[Stall, _Mapping]]] = ...) -> None: ...
 
 class RunCost(_message.Message):
-    __slots__ = ("rows", "seconds", "padded")
+    __slots__ = ("rows", "seconds", "padded", "quantiles")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     PADDED_FIELD_NUMBER: _ClassVar[int]
+    QUANTILES_FIELD_NUMBER: _ClassVar[int]
     rows: int
     seconds: float
     padded: bool
-    def __init__(self, rows: _Optional[int] = ..., seconds: _Optional[float] = ..., padded: bool = ...) -> None: ...
+    quantiles: _containers.RepeatedCompositeFieldContainer[CostQuantile]
+    def __init__(self, rows: _Optional[int] = ..., seconds: _Optional[float] = ..., padded: bool = ..., quantiles: _Optional[_Iterable[_Union[CostQuantile, _Mapping]]] = ...) -> None: ...
+
+class CostQuantile(_message.Message):
+    __slots__ = ("level", "join_seconds", "run_seconds", "answer_seconds", "cycle_seconds")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    JOIN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RUN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CYCLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    level: float
+    join_seconds: float
+    run_seconds: float
+    answer_seconds: float
+    cycle_seconds: float
+    def __init__(self, level: _Optional[float] = ..., join_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., answer_seconds: _Optional[float] = ..., cycle_seconds: _Optional[float] = ...) -> None: ...
+
+class Stall(_message.Message):
+    __slots__ = ("seconds", "per_second")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    per_second: float
+    def __init__(self, seconds: _Optional[float] = ..., per_second: _Optional[float] = ...) -> None: ...
 
 class TensorDescription(_message.Message):
     __slots__ = ("name", "dtype", "shape", "axes", "optional", "any_shape")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from neurona_server.batching.batch import RequestSlots
+from neurona_server.batching.cost_distribution import BatchTimes, CostDistribution
 from neurona_server.batching.cost_model import CostModel
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
@@ -46,7 +47,10 @@ NO_ROWS: Mapping[Priority, int] = {}
 class RunningEstimate:
     """When a running batch started, the predicted seconds of its run, and its rows."""
 
-    __slots__ = ("group", "level_rows", "predicted_seconds", "started")
+    __slots__ = (
+        *("group", "level_rows", "predicted_seconds", "run_finished", "run_rows", "run_started"),
+        *("runs", "started"),
+    )
 
     def __init__(
         self,
@@ -59,6 +63,15 @@ class RunningEstimate:
         self.predicted_seconds = predicted_seconds
         self.level_rows = level_rows
         self.group = group
+        self.runs = 0
+        """Those that have begun: more than one if it was halved."""
+        self.run_rows = 0
+        """Those of the last run that ended, padding included."""
+        self.run_started = self.run_finished = 0.0
+
+    def record_run(self, rows: int, started: float, finished: float) -> None:
+        """Note when a run of `rows`, padding included, started and ended."""
+        self.run_rows, self.run_started, self.run_finished = rows, started, finished
 
 
 class CapacityShares:
@@ -148,12 +161,14 @@ class Admission:
         policy: BatchPolicy,
         queue: Queue,
         cost_model: CostModel,
+        cost_distribution: CostDistribution,
         clock: Callable[[], float],
         instances: int = 1,
     ) -> None:
         self._policy = policy
         self._queue = queue
         self._cost_model = cost_model
+        self._cost_distribution = cost_distribution
         self._clock = clock
         self.instances = instances
         self.slots: Sequence[RequestSlots] = ()
@@ -263,8 +278,16 @@ class Admission:
     def finish_batch(self, batch: RunningEstimate) -> None:
         """Record that all requests of the batch are finished."""
         self._running.discard(batch)
+        now = self._clock()
+        if batch.runs == 1 and batch.run_rows:
+            times = BatchTimes(
+                join=batch.run_started - batch.started,
+                run=batch.run_finished - batch.run_started,
+                answer=now - batch.run_finished,
+                cycle=now - batch.started,
+            )
+            self._cost_distribution.observe(batch.run_rows, batch.group, times)
         if batch.predicted_seconds:
-            now = self._clock()
             stretch = min((now - batch.started) / batch.predicted_seconds, MAX_STRETCH)
             self._stretch = max(1.0, self._stretch + 0.1 * (stretch - self._stretch))
             if self._is_learning and batch.level_rows:

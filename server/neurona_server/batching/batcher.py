@@ -24,6 +24,7 @@ from neurona_server.batching.batch import (
     RunningBatch,
     split_request,
 )
+from neurona_server.batching.cost_distribution import CostDistribution
 from neurona_server.batching.cost_model import CostModel, Padding
 from neurona_server.batching.device_scheduler import (
     CPU,
@@ -144,7 +145,10 @@ class Batcher:
         self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
         self.padding = Padding(self.cost_model.batch_sizes)
         self.failure_log = RateLimitedFailureLog(name)
-        self.admission = Admission(policy, self.queue, self.cost_model, clock, len(new_runs))
+        self.cost_distribution = CostDistribution(self.cost_model)
+        self.admission = Admission(
+            policy, self.queue, self.cost_model, self.cost_distribution, clock, len(new_runs)
+        )
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
         the number of their first row, too."""
@@ -156,6 +160,8 @@ class Batcher:
         """Checks that outputs are an answer."""
         self.ranking: DeviceRanking | None = None
         """When a device ranks the classes of the answer."""
+        self.request_seconds = 0.0
+        """What receiving and parsing a request costs the transport's thread; 0.0: unknown."""
         self.free_memory: Callable[[], object] = lambda: None
         """Returns what arenas hold without need, after a run has found too little memory."""
         self._watchdog = watchdog or RunWatchdog()
@@ -201,6 +207,11 @@ class Batcher:
     def inline(self) -> bool:
         """Whether the transport's thread runs the requests that it submits."""
         return self._inline.enabled
+
+    @property
+    def stalls(self) -> Sequence[tuple[float, float]]:
+        """The least seconds of stalls of the process, and how many there are in a second."""
+        return self._watchdog.stalls.rates()
 
     @property
     def overdue_runs(self) -> int:
@@ -792,6 +803,7 @@ class Batcher:
 
         Raises BatchError, InvalidValueError and what the model raises.
         """
+        batch.estimate.runs += 1
         rows = sum([request.rows for request in requests])
         padded = self.padding.padded_rows(rows) if self._batched else rows
         joiner = batch.slots or self.joiner
@@ -806,6 +818,7 @@ class Batcher:
         run_started = self._clock()
         run_outputs = run(inputs)
         run_finished = self._clock()
+        batch.estimate.record_run(padded, run_started, run_finished)
         outputs = joiner.split(run_outputs, requests, padded) if self._batched else [run_outputs]
         batch_finished = self._clock()
         if self._tracer is not None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from neurona_server.batching.batch import Batch
@@ -115,7 +116,18 @@ By the group of the leader, the waiting rows of each group of its priority, and 
 batch. It must be fast, and take no lock that a thread holds which uses the queue."""
 
 
+ChooseRows = Callable[[Hashable, int], int]
+"""Returns the rows of the next batch, 0 to wait for more, by the group of the request that leads it
+and the rows that wait for it.
+
+It must be fast, and take no lock that a thread holds which uses the queue. While it says 0 it is
+asked again with each arrival."""
+
+
 _Lane = OrderedDict[Request, None]  # first in, first out; a request in the middle leaves in O(1)
+
+
+_FINISH_TAG = attrgetter("finish_tag")
 
 
 class _Level:
@@ -140,7 +152,7 @@ class _Level:
         self.weight = WEIGHTS[priority]
         self.lanes: dict[Hashable, _Lane] = {}
         """The requests of each group."""
-        self.arrivals: dict[Request, None] = {}
+        self.arrivals: OrderedDict[Request, None] = OrderedDict()
         """All of them, the newest last."""
         self.delayed: set[Request] = set()
         """Those that have waited too long, and are served after all others of the level."""
@@ -163,6 +175,8 @@ class _Level:
     def first_group(self, groups: Iterable[Hashable]) -> Hashable:
         """Return the group of the lane whose first request is served before those of the others."""
         if not self.delayed:
+            if groups is self.lanes:
+                return next(iter(self.arrivals)).group
             return min(groups, key=lambda group: next(iter(self.lanes[group])).queued_at)
 
         def rank(group: Hashable) -> tuple[bool, float]:
@@ -240,6 +254,13 @@ class Queue:
         self.limit_rows: Callable[[Hashable, int], int] | None = None
         """Returns the most rows of a batch by the group of its leader and the most of any batch;
         None if all have the same. It is set after `merge`."""
+        self.choose_rows: ChooseRows | None = None
+        """Decides how many rows a batch takes; None: as many as there are and as it can have. It
+        is not asked where the policy has `max_delay` or `preferred_rows`."""
+        self.choice_wait = 0.0
+        """Seconds that rows wait at most because `choose_rows` returns 0, from the first time that
+        it does after a batch was taken."""
+        self._choice_end = math.inf  # the end of such a wait; inf: nothing waits for this reason
         self._closed = False
         self._lock = threading.Lock()  # entering it is cheaper than entering the condition
         self._changed = new_condition(self._lock)
@@ -401,7 +422,8 @@ class Queue:
         with self._lock:
             if self._interrupted and accept is None:
                 return self._interrupted.popleft()
-            if not self._rows or self._seconds_until_ready() != 0.0:
+            # The transport's thread does not come back to a batch that waits to be filled.
+            if not self._rows or self._seconds_until_ready(chooses=accept is None) != 0.0:
                 return None
             return self._form_batch(accept, max_rows)
 
@@ -543,12 +565,17 @@ class Queue:
                     removed.append(request)
         return removed
 
-    def _seconds_until_ready(self) -> float | None:
-        """Return the seconds until a batch is ready: 0.0 for now, None for an empty queue."""
+    def _seconds_until_ready(self, *, chooses: bool = True) -> float | None:
+        """Return the seconds until a batch is ready: 0.0 for now, None for an empty queue.
+
+        Without `chooses` it does not wait because `choose_rows` says so.
+        """
         if self._interrupted:
             return 0.0
         if not self._rows:
             return None
+        if self.choose_rows is not None and chooses and not self._policy.max_delay:
+            return self._seconds_by_choice(self.choose_rows)
         if not self._policy.max_delay or self._closed or self._find_ready_group() is not None:
             return 0.0
         waiting = [request for level in self._levels for request in level.arrivals]
@@ -557,6 +584,30 @@ class Queue:
         if self._has_timeouts:
             ready = min(ready, self._next_timeout)
         return max(0.0, ready - self._clock())
+
+    def _seconds_by_choice(self, choose_rows: ChooseRows) -> float:
+        """Return the seconds for which the next batch waits because of `choose_rows`."""
+        if self._closed or self._policy.preferred_rows or self._choose(choose_rows, self._leader()):
+            return 0.0
+        now = self._clock()
+        if self._choice_end == math.inf:
+            self._choice_end = now + self.choice_wait
+        seconds = max(0.0, self._choice_end - now)
+        return min(seconds, max(0.0, self._next_timeout - now)) if self._has_timeouts else seconds
+
+    def _leader(self) -> tuple[_Level, Hashable]:
+        """Return the level whose turn it is, and the group of its first request."""
+        levels = [level for level in self._levels if level.rows]
+        turn = levels[0] if len(levels) == 1 else min(levels, key=_FINISH_TAG)
+        return turn, turn.first_group(turn.lanes)
+
+    def _choose(self, choose_rows: ChooseRows, leader: tuple[_Level, Hashable]) -> int:
+        """Return the rows of the next batch by `choose_rows`, 0 if it is to wait."""
+        level, group = leader
+        if self._merge is None:
+            return choose_rows(group, self.group_rows(group))
+        groups, limit = self._merge_groups(level, group)
+        return choose_rows(group, min(limit, sum(map(self.group_rows, groups))))
 
     def _find_ready_group(self) -> tuple[Hashable, int] | None:
         """Return a group of which a batch need not wait for more, and the rows of the batch."""
@@ -603,11 +654,7 @@ class Queue:
             batch.expired.extend(self._apply_timeouts())
             if not self._rows or self._seconds_until_ready() != 0.0:
                 return batch
-        turn = min(
-            [level for level in self._levels if level.rows], key=lambda level: level.finish_tag
-        )
-        lanes = turn.lanes
-        group = next(iter(lanes)) if len(lanes) == 1 else turn.first_group(lanes)
+        turn, group = self._leader()
         limit = min(self.max_batch_rows, max_rows)
         delay = self._policy.max_delay
         if delay and self._oldest() + delay > self._clock() and (ready := self._find_ready_group()):
@@ -626,9 +673,11 @@ class Queue:
         if self._merge is not None:
             groups, most = self._merge_groups(turn, group, accept)
             limit = min(self._merged_limit(turn, groups, limit, most), max_rows)
-            rows = self._fill_from(turn, batch, groups, 0, limit)
-        else:
-            rows = self._fill(batch, turn, group, 0, limit)
+        if self.choose_rows is not None and not delay and not self._policy.preferred_rows:
+            waiting = min(limit, sum(map(self.group_rows, groups)))
+            limit = min(limit, self.choose_rows(group, waiting) or limit)
+            self._choice_end = math.inf
+        rows = self._fill_from(turn, batch, groups, 0, limit)
         batch.level_rows[turn.priority] = rows
         self._virtual_time = turn.finish_tag
         turn.finish_tag += rows / turn.weight

@@ -8,7 +8,9 @@ lock while it runs, so that this thread gets its turns.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -33,6 +35,45 @@ AWAKE_PERIODS = 50
 
 SLEEP_SECONDS = 1.0
 """Sleep after which it looks again, in case that a run began just before."""
+
+
+STALL_MEMORY_SECONDS = 600.0
+"""Time after which a stall counts 1/e."""
+
+STALL_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The durations that stalls are counted by: any sleep ends later than it should by less."""
+
+
+class Stalls:
+    """How often a thread that sleeps wakes up late, as do all others then.
+
+    A stall is found if it goes on when the sleep ends, and what is left of it is measured: those
+    shorter than the sleep are found in proportion to their length.
+    """
+
+    def __init__(self) -> None:
+        self._watched_seconds = 0.0
+        self._counts = [0.0] * len(STALL_SECONDS)
+
+    def observe(self, slept: float, late: float) -> None:
+        """Count a sleep of `slept` seconds that ended `late` seconds late."""
+        kept = 1.0 - slept / STALL_MEMORY_SECONDS
+        self._watched_seconds = self._watched_seconds * kept + slept
+        index = bisect_right(STALL_SECONDS, late) - 1
+        counts = [count * kept for count in self._counts]
+        if index >= 0:
+            counts[index] += 1.0
+        self._counts = counts  # replaced, not changed: other threads read it
+
+    def rates(self) -> Sequence[tuple[float, float]]:
+        """Return the durations in seconds, and how many stalls a second are as long or longer."""
+        seconds = self._watched_seconds
+        totals = list(accumulate(reversed(self._counts)))[::-1]
+        return [
+            (least, total / seconds)
+            for least, total in zip(STALL_SECONDS, totals, strict=True)
+            if total
+        ]
 
 
 class TurnOfThread(Protocol):
@@ -73,6 +114,9 @@ class RunWatchdog:
 
         self.asleep = False
         """Whether who begins a run must call `wake`."""
+
+        self.stalls = Stalls()
+        """Those of the process, while it looks at runs."""
 
         self._clock = clock
         self._models: dict[RunsOfModel, None] = {}
@@ -116,7 +160,9 @@ class RunWatchdog:
                 started = self._clock()
                 time.sleep(INLINE_PERIOD)
                 # A watchdog that was held up itself knows nothing about the time of the others.
-                on_time = self._clock() - started < 2 * INLINE_PERIOD
+                slept = self._clock() - started
+                on_time = slept < 2 * INLINE_PERIOD
+                self.stalls.observe(slept, slept - INLINE_PERIOD)
             else:
                 self._woken.clear()
                 self.asleep = True

@@ -417,6 +417,7 @@ class Model:
         """Start to serve."""
         batcher = self.batcher
         self.metrics.watch_batching(batcher.queue, batcher.cost_model)
+        self.metrics.set_objective(batcher.policy.latency_objective)
         # A function, not a value: the version that it replaces shares the series and still sets it.
         self.metrics.inline.set_function(lambda: batcher.inline)
         self.metrics.overdue_runs.set_function(lambda: batcher.overdue_runs)

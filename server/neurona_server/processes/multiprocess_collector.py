@@ -15,12 +15,20 @@ from neurona_server.processes.snapshot import (
     Labels,
     MetricsSnapshot,
     Series,
+    snapshot_of,
     take_snapshot,
     to_metrics,
 )
 from neurona_server.processes.worker_handle import WorkerHandle
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.collectors import LogLineCollector
+from neurona_server.telemetry.objective_metrics import (
+    MET_RATIO,
+    OBJECTIVE_REQUESTS,
+    MetRatioWindow,
+    count_results,
+    met_ratio_metric,
+)
 from neurona_server.web import endpoints
 
 CUMULATIVE_KINDS = ("counter", "histogram", "summary")
@@ -81,6 +89,7 @@ MERGE_RULES: Mapping[str, Rule] = {
     "neurona_device_lost": _largest,
     "neurona_model_run_method": _largest,
     "neurona_model_sequence_info": _largest,
+    "neurona_latency_objective_seconds": _largest,
     "neurona_device_runs_in_progress": _sum,
     # All processes read the same GPUs, at slightly different times.
     "neurona_gpu_utilization_ratio": _largest,
@@ -102,7 +111,11 @@ PER_PROCESS_GAUGES = (
     "neurona_batch_limit_rows",
     "neurona_inline",
 )
-"""The gauges that are not merged. A test checks that each gauge is here or in MERGE_RULES."""
+"""The gauges that are not merged."""
+
+DERIVED_GAUGES = (MET_RATIO,)
+"""The gauges that are computed from merged counters: a ratio of several processes is not one of
+their ratios. A test checks that each gauge has one of the three."""
 
 PER_PROCESS_COPIES: Mapping[str, str] = {
     "process_resident_memory_bytes": "neurona_process_resident_memory_bytes",
@@ -195,16 +208,20 @@ class SnapshotMerger:
     Counts of processes that have ended are kept, so that no merged counter ever falls.
     """
 
-    def __init__(self, *, label_gauges: bool = True) -> None:
+    def __init__(
+        self, *, label_gauges: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Make a merger without snapshots.
 
         Args:
             label_gauges: Give the gauges that are not merged the label PROCESS_LABEL. Not for one
                 process, whose metrics have the names that they have without a supervisor.
+            clock: Returns the seconds by which the shares of the last minutes are measured.
         """
         self._label_gauges = label_gauges
         self._snapshots: dict[object, tuple[str, MetricsSnapshot]] = {}
         self._past: MetricsSnapshot = {}
+        self._met_ratios = MetRatioWindow(clock)
 
     def replace(self, key: object, process: str, snapshot: MetricsSnapshot) -> None:
         """Store the newest snapshot of a process.
@@ -244,6 +261,8 @@ class SnapshotMerger:
         total: MetricsSnapshot = {}
         for process, snapshot in self._snapshots.values():
             for name, family in snapshot.items():
+                if name in DERIVED_GAUGES:
+                    continue
                 if copy := PER_PROCESS_COPIES.get(name):
                     _add_per_process(total, name, copy, family, process)
                 merged = total.setdefault(name, FamilySnapshot(family.text, family.kind))
@@ -258,7 +277,18 @@ class SnapshotMerger:
         for name, family in self._past.items():
             merged = total.setdefault(name, FamilySnapshot(family.text, family.kind))
             _merge_family(merged, family, _sum)
+        if requests := total.get(OBJECTIVE_REQUESTS):
+            total |= snapshot_of([self._met_ratio(requests)])
         return total
+
+    def _met_ratio(self, requests: FamilySnapshot) -> Metric:
+        """Return the share of requests that met their objective, of all processes together."""
+        counts = count_results(
+            (dict(labels), value)
+            for labels, series in requests.series.items()
+            for value in series.values()
+        )
+        return met_ratio_metric(self._met_ratios.update(counts))
 
     def _keep_past(self, old: MetricsSnapshot, new: MetricsSnapshot) -> None:
         """Add the counts of series that have ended, or restarted from zero, to the past."""

@@ -34,8 +34,13 @@ MetricsSnapshot = dict[str, FamilySnapshot]
 
 def take_snapshot(registry: CollectorRegistry) -> MetricsSnapshot:
     """Collect all metrics of a registry."""
+    return snapshot_of(registry.collect())
+
+
+def snapshot_of(metrics: Iterable[Metric]) -> MetricsSnapshot:
+    """Convert prometheus_client's metrics to a snapshot."""
     snapshot: MetricsSnapshot = {}
-    for metric in registry.collect():
+    for metric in metrics:
         family = snapshot.setdefault(metric.name, FamilySnapshot(metric.documentation, metric.type))
         for sample in metric.samples:
             labels = tuple(sorted(item for item in sample.labels.items() if item[0] != BOUND_LABEL))

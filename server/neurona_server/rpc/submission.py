@@ -210,7 +210,10 @@ class Submission(Request):
                 )
                 error = ModelFailedError()
         seconds = time.monotonic() - self.started
-        model.metrics.record_request("ok" if error is None else error.outcome, seconds)
+        if error is None:
+            model.metrics.record_request("ok", seconds)
+        else:
+            model.metrics.record_error(error, seconds)
         if (trace := self.responder.trace) is not None:
             run_rows = outputs.batch.run_rows if isinstance(outputs, RowSlice) else self.rows
             trace.record_outcome(self, model.name, model.version, error, run_rows)
@@ -437,8 +440,11 @@ def _public_error(raised: Exception) -> Exception:
 
 def _fail(model: Model, error: Exception, responder: Responder, started: float) -> None:
     """End a request with an error that was found before its submission."""
-    outcome = error.outcome if isinstance(error, NeuronaError) else NeuronaError.outcome
-    model.metrics.record_request(outcome, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    if isinstance(error, NeuronaError):
+        model.metrics.record_error(error, seconds)
+    else:
+        model.metrics.record_request(NeuronaError.outcome, seconds)
     responder.fail(error)
 
 

@@ -36,6 +36,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from neurona_server.errors import NeuronaError, QueueFullError
 from neurona_server.telemetry import logs
 from neurona_server.telemetry.collectors import (
     VERSION_LABELS,
@@ -53,6 +54,7 @@ from neurona_server.telemetry.connection_metrics import (
 )
 from neurona_server.telemetry.device_metrics import DeviceInfo, DeviceMetrics
 from neurona_server.telemetry.histogram import BufferedHistograms, DerivedCounter
+from neurona_server.telemetry.objective_metrics import ObjectiveMetrics, VersionObjectiveMetrics
 from neurona_server.telemetry.run_failure_metrics import RunFailureMetrics
 from neurona_server.telemetry.run_statistics import RunPhaseCollector, RunStatistics
 from neurona_server.telemetry.sequence_metrics import SequenceMetrics, VersionSequenceMetrics
@@ -240,11 +242,12 @@ class Metrics:
             LOAD_SECONDS_BUCKETS,
             ("model",),
         )
-        self.loading, self.devices, self.sessions, self.sequences = (
+        self.loading, self.devices, self.sessions, self.sequences, self.objectives = (
             LoadingCollector(),
             DeviceMetrics(registry, VERSION_LABELS),
             SessionMetrics(registry, VERSION_LABELS),
             SequenceMetrics(registry, VERSION_LABELS),
+            ObjectiveMetrics(registry, VERSION_LABELS),
         )
         registry.register(self.loading)
         registry.register(RunPhaseCollector(self._copy_run_statistics))
@@ -273,6 +276,7 @@ class Metrics:
             self.sequence_info,
             *self.sessions.version_series,
             *self.sequences.version_series,
+            *self.objectives.version_series,
         ]
 
     def for_version(self, name: str, version: int) -> "ModelMetrics":
@@ -419,6 +423,7 @@ class ModelMetrics:
         self.terminated_runs = failures.terminated_runs.labels(*self._labels)
         self.out_of_memory_runs = failures.out_of_memory_runs.labels(*self._labels)
         self.displaced_requests = metrics.displaced_requests.labels(*self._labels)
+        self.dropped_requests = metrics.objectives.dropped_requests.labels(*self._labels)
         self.inline = metrics.inline.labels(*self._labels)
         self.overdue_runs = metrics.overdue_runs.labels(*self._labels)
         self._rows = metrics.rows.labels(*self._labels)
@@ -440,6 +445,15 @@ class ModelMetrics:
         """The series of sequences; they exist once this is read, of a recurrent model."""
         return VersionSequenceMetrics(self._metrics.sequences, *self._labels)
 
+    @cached_property
+    def objective(self) -> VersionObjectiveMetrics:
+        """The series of the objective; they exist once this is read, of a model that has one."""
+        return VersionObjectiveMetrics(self._metrics.objectives, *self._labels)
+
+    @cached_property
+    def _retry_after(self) -> Histogram:
+        return self._metrics.objectives.retry_after.labels(*self._labels)
+
     @property
     def request_totals(self) -> tuple[int, float]:
         """Number of successful requests, and their total seconds."""
@@ -457,6 +471,22 @@ class ModelMetrics:
         else:
             self.run_statistics.record_failure(outcome, seconds)
             self.outcomes[outcome].inc()
+
+    def record_error(self, error: NeuronaError, seconds: float) -> None:
+        """Count one request that ended with an error; `seconds` are those of `record_request`."""
+        self.record_request(error.outcome, seconds)
+        if isinstance(error, QueueFullError):
+            self._retry_after.observe(error.retry_after)
+
+    def record_objective(self, met: int, missed: int) -> None:
+        """Count requests of a model with a latency objective that have left a batch.
+
+        Args:
+            met: Those answered within the objective, and before their deadlines.
+            missed: Those answered later, and those that were dropped or expired once admitted.
+                Requests that were cancelled, or failed for another reason, are neither.
+        """
+        self.objective.record(met, missed)
 
     def record_exemplar(self, seconds: float, trace_id: str) -> None:
         """Attach a trace to the histogram bucket of a successful request of this duration."""
@@ -525,6 +555,14 @@ class ModelMetrics:
         self._remove_series(self._metrics.sequence_info)
         labels = (*self._labels, method.lower(), reason, stateless_reason)
         self._metrics.sequence_info.labels(*labels).set(1)
+
+    def set_objective(self, seconds: float | None) -> None:
+        """Set the latency objective of a version that is ready, None if it has none."""
+        # The replaced version may have had one, whose requests are counted no more.
+        self._remove_series(self._metrics.objectives.seconds)
+        if seconds is not None:
+            self._metrics.objectives.seconds.labels(*self._labels).set(seconds)
+            self.objective  # noqa: B018  its counters begin at 0, or the first would be lost
 
     def watch_batching(self, queue: ObservedQueue, cost_model: ObservedCostModel) -> None:
         """Make the gauges of queue and predictions read at each scrape."""

@@ -262,3 +262,53 @@ def test_discarding_a_request_again_or_after_its_batch_is_taken_does_nothing(que
     queue.take_batch()
     queue.discard(second)
     assert queue.rows == 0
+
+
+class TestChoiceOfRows:
+    """The rows of a batch are decided by what the model's costs say."""
+
+    @pytest.fixture
+    def queue(self, clock):
+        queue = Queue(BatchPolicy(max_rows=8), clock)
+        queue.choose_rows = lambda group, rows: {1: 0, 5: 3}.get(rows, rows)
+        queue.choice_wait = 0.5
+        return queue
+
+    def test_a_batch_has_the_rows_that_are_chosen(self, queue):
+        put(queue, *[request() for _ in range(5)])
+        assert [queue.take_batch().rows for _ in range(2)] == [3, 2]
+
+    def test_a_batch_waits_for_more_but_not_for_long(self, queue, clock):
+        put(queue, request())
+        assert queue.take_batch() is None
+        clock.now += 0.3
+        assert queue.take_batch() is None
+        put(queue, request())
+        assert queue.take_batch().rows == 2
+        put(queue, request())
+        clock.now += 0.3
+        assert queue.take_batch() is None  # it counts from the first time after a batch
+        clock.now += 0.5
+        assert queue.take_batch().rows == 1
+
+    def test_nothing_waits_in_a_closed_queue_or_on_the_transport_s_thread(self, queue):
+        put(queue, request())
+        assert queue.take_batch(lambda *_: True).rows == 1
+        put(queue, request())
+        queue.close()
+        assert queue.wait()
+        assert queue.take_batch().rows == 1
+
+    def test_a_waiting_thread_takes_the_batch_when_the_wait_is_over(self):
+        queue = Queue(BatchPolicy(max_rows=8))
+        queue.choose_rows, queue.choice_wait = lambda group, rows: 0, 0.001
+        put(queue, request())
+        assert queue.wait()
+        assert queue.take_batch().rows == 1
+
+    def test_what_the_operator_has_decided_counts_more(self, clock):
+        queue = Queue(BatchPolicy(max_rows=8, max_delay=1.0), clock)
+        queue.choose_rows = lambda group, rows: 1
+        put(queue, request(), request())
+        clock.now += 1.0
+        assert queue.take_batch().rows == 2

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from support.fake_nvml import FakeNvml
 
 from neurona_server.processes.multiprocess_collector import (
+    DERIVED_GAUGES,
     MERGE_RULES,
     PER_PROCESS_GAUGES,
     SnapshotMerger,
@@ -234,7 +235,7 @@ def test_every_gauge_has_a_rule_or_is_per_process():
     metrics.watch_versions(list)
     metrics.watch_process(GpuCollector(FakeNvml()), triton_metrics=True)
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
-    assert gauges == {*MERGE_RULES, *PER_PROCESS_GAUGES}
+    assert gauges == {*MERGE_RULES, *PER_PROCESS_GAUGES, *DERIVED_GAUGES}
     assert not set(MERGE_RULES) & set(PER_PROCESS_GAUGES)
 
 

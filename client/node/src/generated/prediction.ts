@@ -590,6 +590,10 @@ export interface Batching {
   inline: boolean;
   /** The cost of a run by batch size, for the sizes that have been measured. */
   costs: RunCost[];
+  /** What receiving and parsing a request costs the transport's thread, in seconds; 0 if unknown. */
+  requestSeconds: number;
+  /** How often the process was stalled, by duration, shortest first; empty if that is unknown. */
+  stalls: Stall[];
 }
 
 /** The cost of a run of one batch size. */
@@ -600,6 +604,33 @@ export interface RunCost {
   seconds: number;
   /** Whether smaller batches are padded to this size because that is faster. */
   padded: boolean;
+  /**
+   * The distribution of the cost, lowest level first; levels for which too few runs are known are
+   * left out. It is of requests, where `seconds` is also of the runs before the model served.
+   */
+  quantiles: CostQuantile[];
+}
+
+/** A quantile of the cost of a batch, each part by itself: the parts do not add up to the cycle. */
+export interface CostQuantile {
+  /** The level, such as 0.5 for the median. */
+  level: number;
+  /** Joining the inputs of the requests, in seconds. */
+  joinSeconds: number;
+  /** The model's run, in seconds. */
+  runSeconds: number;
+  /** Splitting the outputs and handing the answers over, in seconds. */
+  answerSeconds: number;
+  /** From taking the requests until the last answer is handed over, in seconds. */
+  cycleSeconds: number;
+}
+
+/** How often the process could not run though it was due, as a thread found that slept. */
+export interface Stall {
+  /** The least duration in seconds. */
+  seconds: number;
+  /** Stalls of that duration or longer, by second. */
+  perSecond: number;
 }
 
 /** An input or output of a model. */
@@ -3548,7 +3579,16 @@ export const SequenceServing_TimeAxesEntry: MessageFns<SequenceServing_TimeAxesE
 };
 
 function createBaseBatching(): Batching {
-  return { maxRows: 0, limitRows: 0, latencyObjectiveSeconds: 0, instances: 0, inline: false, costs: [] };
+  return {
+    maxRows: 0,
+    limitRows: 0,
+    latencyObjectiveSeconds: 0,
+    instances: 0,
+    inline: false,
+    costs: [],
+    requestSeconds: 0,
+    stalls: [],
+  };
 }
 
 export const Batching: MessageFns<Batching> = {
@@ -3570,6 +3610,12 @@ export const Batching: MessageFns<Batching> = {
     }
     for (const v of message.costs) {
       RunCost.encode(v!, writer.uint32(50).fork()).join();
+    }
+    if (message.requestSeconds !== 0) {
+      writer.uint32(57).double(message.requestSeconds);
+    }
+    for (const v of message.stalls) {
+      Stall.encode(v!, writer.uint32(66).fork()).join();
     }
     return writer;
   },
@@ -3635,6 +3681,22 @@ export const Batching: MessageFns<Batching> = {
             message.costs.push(RunCost.decode(reader, reader.uint32()));
             continue;
           }
+          case 7: {
+            if (tag !== 57) {
+              break;
+            }
+
+            message.requestSeconds = reader.double();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.stalls.push(Stall.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3658,12 +3720,14 @@ export const Batching: MessageFns<Batching> = {
     message.instances = object.instances ?? 0;
     message.inline = object.inline ?? false;
     message.costs = object.costs?.map((e) => RunCost.fromPartial(e)) || [];
+    message.requestSeconds = object.requestSeconds ?? 0;
+    message.stalls = object.stalls?.map((e) => Stall.fromPartial(e)) || [];
     return message;
   },
 };
 
 function createBaseRunCost(): RunCost {
-  return { rows: 0, seconds: 0, padded: false };
+  return { rows: 0, seconds: 0, padded: false, quantiles: [] };
 }
 
 export const RunCost: MessageFns<RunCost> = {
@@ -3676,6 +3740,9 @@ export const RunCost: MessageFns<RunCost> = {
     }
     if (message.padded !== false) {
       writer.uint32(24).bool(message.padded);
+    }
+    for (const v of message.quantiles) {
+      CostQuantile.encode(v!, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -3717,6 +3784,14 @@ export const RunCost: MessageFns<RunCost> = {
             message.padded = reader.bool();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.quantiles.push(CostQuantile.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3737,6 +3812,177 @@ export const RunCost: MessageFns<RunCost> = {
     message.rows = object.rows ?? 0;
     message.seconds = object.seconds ?? 0;
     message.padded = object.padded ?? false;
+    message.quantiles = object.quantiles?.map((e) => CostQuantile.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseCostQuantile(): CostQuantile {
+  return { level: 0, joinSeconds: 0, runSeconds: 0, answerSeconds: 0, cycleSeconds: 0 };
+}
+
+export const CostQuantile: MessageFns<CostQuantile> = {
+  encode(message: CostQuantile, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.level !== 0) {
+      writer.uint32(9).double(message.level);
+    }
+    if (message.joinSeconds !== 0) {
+      writer.uint32(17).double(message.joinSeconds);
+    }
+    if (message.runSeconds !== 0) {
+      writer.uint32(25).double(message.runSeconds);
+    }
+    if (message.answerSeconds !== 0) {
+      writer.uint32(33).double(message.answerSeconds);
+    }
+    if (message.cycleSeconds !== 0) {
+      writer.uint32(41).double(message.cycleSeconds);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CostQuantile {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCostQuantile();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 9) {
+              break;
+            }
+
+            message.level = reader.double();
+            continue;
+          }
+          case 2: {
+            if (tag !== 17) {
+              break;
+            }
+
+            message.joinSeconds = reader.double();
+            continue;
+          }
+          case 3: {
+            if (tag !== 25) {
+              break;
+            }
+
+            message.runSeconds = reader.double();
+            continue;
+          }
+          case 4: {
+            if (tag !== 33) {
+              break;
+            }
+
+            message.answerSeconds = reader.double();
+            continue;
+          }
+          case 5: {
+            if (tag !== 41) {
+              break;
+            }
+
+            message.cycleSeconds = reader.double();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CostQuantile>): CostQuantile {
+    return CostQuantile.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CostQuantile>): CostQuantile {
+    const message = createBaseCostQuantile();
+    message.level = object.level ?? 0;
+    message.joinSeconds = object.joinSeconds ?? 0;
+    message.runSeconds = object.runSeconds ?? 0;
+    message.answerSeconds = object.answerSeconds ?? 0;
+    message.cycleSeconds = object.cycleSeconds ?? 0;
+    return message;
+  },
+};
+
+function createBaseStall(): Stall {
+  return { seconds: 0, perSecond: 0 };
+}
+
+export const Stall: MessageFns<Stall> = {
+  encode(message: Stall, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.seconds !== 0) {
+      writer.uint32(9).double(message.seconds);
+    }
+    if (message.perSecond !== 0) {
+      writer.uint32(17).double(message.perSecond);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Stall {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStall();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 9) {
+              break;
+            }
+
+            message.seconds = reader.double();
+            continue;
+          }
+          case 2: {
+            if (tag !== 17) {
+              break;
+            }
+
+            message.perSecond = reader.double();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Stall>): Stall {
+    return Stall.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Stall>): Stall {
+    const message = createBaseStall();
+    message.seconds = object.seconds ?? 0;
+    message.perSecond = object.perSecond ?? 0;
     return message;
   },
 };

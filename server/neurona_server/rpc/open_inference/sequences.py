@@ -192,7 +192,7 @@ class SequenceStep:
     def _record(self, error: NeuronaError) -> None:
         """Count a step that ends before it was submitted."""
         seconds = time.monotonic() - self._started
-        self.session.model.metrics.record_request(error.outcome, seconds)
+        self.session.model.metrics.record_error(error, seconds)
 
     def _end_failed(self) -> None:
         """Let those steps fail that wait for this one, which leaves the state as it was."""

@@ -137,9 +137,12 @@ class CoalescedRequest(Request):
             return ModelFailedError()
 
     def _record_outcomes(self, responses: Sequence[bytes | NeuronaError]) -> None:
-        record, seconds = self.model.metrics.record_request, time.monotonic() - self.started
+        metrics, seconds = self.model.metrics, time.monotonic() - self.started
         for response in responses:
-            record("ok" if isinstance(response, bytes) else response.outcome, seconds)
+            if isinstance(response, bytes):
+                metrics.record_request("ok", seconds)
+            else:
+                metrics.record_error(response, seconds)
 
 
 class RequestGroup:

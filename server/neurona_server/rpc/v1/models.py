@@ -1,10 +1,13 @@
 """The service neurona.v1.Models: lists, describes, loads and unloads models."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from neurona_protos.prediction_pb2 import (
     Batching,
+    CostQuantile,
     DescribeModelRequest,
     DescribeModelResponse,
     ListModelsRequest,
@@ -14,6 +17,7 @@ from neurona_protos.prediction_pb2 import (
     ModelSummary,
     RunCost,
     SequenceServing,
+    Stall,
     State,
     Task,
     TensorDescription,
@@ -22,6 +26,7 @@ from neurona_protos.prediction_pb2 import (
     VersionState,
 )
 from neurona_protos.prediction_pb2 import Device as DeviceMessage
+from neurona_server.batching.cost_distribution import BatchTimes
 from neurona_server.errors import InvalidArgumentError, NeuronaError, NotAllowedError
 from neurona_server.models.lifecycle.reconciler import NOT_EXPLICIT
 from neurona_server.models.lifecycle.registry import ModelEntry, ModelVersion, Registry
@@ -198,10 +203,32 @@ def _batching(model: Model) -> Batching:
         instances=batcher.instances,
         inline=batcher.inline,
         costs=[
-            RunCost(rows=rows, seconds=seconds, padded=rows in padded)
+            RunCost(
+                rows=rows,
+                seconds=seconds,
+                padded=rows in padded,
+                quantiles=_cost_quantiles(batcher.cost_distribution.quantiles(rows)),
+            )
             for rows, seconds in batcher.cost_model.seconds.items()
         ],
+        request_seconds=batcher.request_seconds,
+        stalls=[
+            Stall(seconds=seconds, per_second=per_second) for seconds, per_second in batcher.stalls
+        ],
     )
+
+
+def _cost_quantiles(quantiles: Sequence[tuple[float, BatchTimes]]) -> list[CostQuantile]:
+    return [
+        CostQuantile(
+            level=level,
+            join_seconds=times.join,
+            run_seconds=times.run,
+            answer_seconds=times.answer,
+            cycle_seconds=times.cycle,
+        )
+        for level, times in quantiles
+    ]
 
 
 def _description(spec: TensorSpec, *, optional: bool = False) -> TensorDescription:
