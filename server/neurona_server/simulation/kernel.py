@@ -1,8 +1,8 @@
 """Virtual time: events, processes that block in it, and conditions to wait in.
 
 Code that blocks (the loop of an instance's thread, a run, a wait for a device) runs unchanged: each
-process has a thread of its own, of which only one runs at a time. It passes the baton on when it
-blocks, and whoever holds the baton handles the next events. So a simulation is deterministic, needs
+process has a thread of its own, of which only one runs at a time. A process that blocks handles the
+next events itself, until one of them makes another process go on. So a simulation is deterministic, needs
 no locks of its own, and changes threads only where another process goes on.
 """
 
@@ -20,12 +20,12 @@ class _Ended(BaseException):
 class Process:
     """Code that may block in virtual time; `Kernel.spawn` makes it."""
 
-    __slots__ = ("_baton", "_thread", "_waits", "name")
+    __slots__ = ("_turn", "_thread", "_waits", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._baton = threading.Lock()
-        self._baton.acquire()
+        self._turn = threading.Lock()
+        self._turn.acquire()
         self._thread: threading.Thread | None = None
         self._waits = 0  # that have ended: what would wake it from an earlier one is void
 
@@ -72,7 +72,7 @@ class Kernel:
         process = Process(name)
 
         def work() -> None:
-            process._baton.acquire()
+            process._turn.acquire()
             try:
                 if not self._is_closing:
                     function()
@@ -136,8 +136,8 @@ class Kernel:
         self._is_closing = True
         for process in [*self._processes]:
             self._current = process
-            process._baton.release()
-            self._main._baton.acquire()
+            process._turn.release()
+            self._main._turn.acquire()
         self._events.clear()
 
     def _calling_process(self) -> Process:
@@ -155,10 +155,10 @@ class Kernel:
         target._waits += 1
         self._current = target
         if target is not process:
-            target._baton.release()
+            target._turn.release()
             if process is None:
                 return
-            process._baton.acquire()
+            process._turn.acquire()
         if self._is_closing and process is not self._main:
             raise _Ended
 
