@@ -2,8 +2,8 @@
 
 Code that blocks (the loop of an instance's thread, a run, a wait for a device) runs unchanged: each
 process has a thread of its own, of which only one runs at a time. A process that blocks handles the
-next events itself, until one of them makes another process go on. So a simulation is deterministic, needs
-no locks of its own, and changes threads only where another process goes on.
+next events itself, until one of them makes another process go on. So a simulation is deterministic,
+needs no locks of its own, and changes threads only where another process goes on.
 """
 
 import heapq
@@ -20,7 +20,7 @@ class _Ended(BaseException):
 class Process:
     """Code that may block in virtual time; `Kernel.spawn` makes it."""
 
-    __slots__ = ("_turn", "_thread", "_waits", "name")
+    __slots__ = ("_thread", "_turn", "_waits", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
