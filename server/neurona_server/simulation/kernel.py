@@ -41,6 +41,8 @@ class Kernel:
     def __init__(self, now: float = 1.0) -> None:
         """Make a clock that shows `now` (seconds): not 0, which means "never" to some."""
         self.now = now
+        self.handover_seconds = 0.0
+        """From notifying a process, or opening its gate, until it goes on."""
         self._events: list[tuple[float, int, Callable[[], object] | Process, int]] = []
         self._scheduled = 0
         self._main = Process("main")
@@ -212,7 +214,7 @@ class VirtualCondition(threading.Condition):
         sleepers = self._sleepers
         for process in list(sleepers)[:n] if sleepers else ():
             del sleepers[process]
-            self._kernel.wake(process)
+            self._kernel.wake(process, self._kernel.handover_seconds)
 
     def notify_all(self) -> None:
         """Wake all processes that wait."""
@@ -253,6 +255,6 @@ class VirtualGate:
     def release(self) -> None:
         """Give the lock to the one who has waited longest, or free it."""
         if self._sleepers:
-            self._kernel.wake(self._sleepers.pop(0))
+            self._kernel.wake(self._sleepers.pop(0), self._kernel.handover_seconds)
         else:
             self._is_held = False

@@ -146,6 +146,9 @@ class SimulatedModel:
         request_bytes: int = 0,
         sleep: Callable[[float], None] | None = None,
         metrics: ModelMetrics | None = None,
+        outcomes: Outcomes | None = None,
+        measured: tuple[float, float] = (-math.inf, math.inf),
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
         """Make a model that has been warmed up: its cost model is measured.
 
@@ -163,6 +166,9 @@ class SimulatedModel:
             request_bytes: Bytes of a row.
             sleep: Lets the server work for so many seconds; by default time passes.
             metrics: Its series; by default of its own.
+            outcomes: Where its requests are counted; by default by itself.
+            measured: The times between which requests that arrive are counted.
+            on_end: Called for each request that has ended.
         """
         self.kernel = kernel
         self.costs = costs
@@ -170,9 +176,9 @@ class SimulatedModel:
         self.name = name
         self.request_bytes = request_bytes
         self.sleep = sleep or kernel.sleep
-        self.outcomes = Outcomes()
-        self.measured_from = -math.inf
-        """Requests that arrived before are not counted."""
+        self.outcomes = outcomes or Outcomes()
+        self._measured_from, self._measured_until = measured
+        self._on_end = on_end
         self._factors = group_factors or {}
         self._objective = math.inf if policy.latency_objective is None else policy.latency_objective
         self.batcher = Batcher(
@@ -216,7 +222,7 @@ class SimulatedModel:
         if arrived is None:
             arrived = self.kernel.now
         request = SimulatedRequest(self, arrived, rows, arrived + timeout, priority, group)
-        if arrived >= self.measured_from:
+        if self._measured_from <= arrived < self._measured_until:
             self.outcomes.offered += 1
         try:
             self.batcher.submit(request, defer)
@@ -229,7 +235,8 @@ class SimulatedModel:
         self, request: SimulatedRequest, outputs: Outputs | None, error: NeuronaError | None
     ) -> None:
         """Count a request that has ended."""
-        if request.arrived < self.measured_from:
+        self._on_end()
+        if not self._measured_from <= request.arrived < self._measured_until:
             return
         outcomes = self.outcomes
         if error is None:
@@ -260,7 +267,7 @@ class SimulatedModel:
 
     def count_batch(self, requests: Sequence[Request], phases: Phases) -> None:
         """Count a batch that begins."""
-        if self.kernel.now >= self.measured_from:
+        if self._measured_from <= self.kernel.now < self._measured_until:
             outcomes = self.outcomes
             outcomes.batches += 1
             outcomes.batch_rows += sum([request.rows for request in requests])
