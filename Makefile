@@ -32,7 +32,7 @@ help:
 	@echo 'make test-browser  try both pages in a real Chromium (needs it installed); minutes'
 	@echo 'make test-prometheus  a real Prometheus, real faults: panels have data, alerts fire and clear'
 	@echo '             (needs prometheus, Debian: prometheus; some minutes)'
-	@echo 'make bench   compare servers in bench/, what batching is worth, the client, sequences; an hour'
+	@echo 'make bench   compare servers in bench/, what batching is worth, latency objectives, the client, sequences; hours'
 	@echo '             (needs h2load, Debian: nghttp2-client; BENCH="--against mlserver,triton")'
 	@echo 'make bench-gpu-models  make the networks for a GPU machine in bench/gpu; minutes, on any CPU'
 	@echo 'make bench-gpu-bundle  those, and what such a machine lacks if it has no network'
@@ -105,6 +105,7 @@ test-prometheus: $(BIN)/.installed-dev
 bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
+	$(BIN)/python tests/benchmarks/objectives.py
 	$(BIN)/python tests/benchmarks/client.py
 	$(BIN)/python tests/benchmarks/rest.py
 	$(BIN)/python tests/benchmarks/sequences.py

@@ -3,19 +3,19 @@
     python tests/benchmarks/batching.py [--seconds 5] [--rounds 3]
 
 (a) a CPU-bound model with 64 requests in flight: batches against single rows;
-(b) four input shapes against one shape under the same load;
-(c) twice the capacity with a latency objective: admitted requests meet it, others are rejected
-    immediately.
+(b) four input shapes against one shape under the same load.
+
+What becomes of a latency objective beyond the capacity: objectives.py.
 """
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import numpy as np
-from load import closed_loop, open_loop, serving
+from load import closed_loop, serving
 from onnx import TensorProto, helper
 
 from neurona_protos.prediction_pb2 import PredictRequest
@@ -24,7 +24,6 @@ from neurona_protos.tensors import to_tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import onnx_models
 
-OBJECTIVE_MS = 100
 WIDTH = 1024
 LENGTHS = (12, 14, 18, 20)  # of the four shapes; the one shape has their mean
 
@@ -57,29 +56,6 @@ def save_sequence(root: Path) -> None:
     )
 
 
-def save_heavy(root: Path) -> None:
-    """A few milliseconds per row with small inputs."""
-    layers = range(30)
-    weights = np.random.default_rng(0).normal(0, 1 / 16, (256, 256)).astype(np.float32)
-    nodes = [
-        helper.make_node("Unsqueeze", ["x", "axis"], ["row"]),
-        helper.make_node("Tile", ["row", "times"], ["x0"]),
-        *[helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in layers],
-        helper.make_node("ReduceMax", ["x30"], ["y"], axes=[1, 2], keepdims=0),
-    ]
-    onnx_models.save(
-        root / "heavy" / "1" / "model.onnx",
-        nodes,
-        {"x": (TensorProto.FLOAT, ["batch", 256])},
-        {"y": (TensorProto.FLOAT, ["batch"])},
-        {"w": weights, "axis": np.array([1]), "times": np.array([1, 100, 1])},
-    )
-
-
-def heavy_request() -> PredictRequest:
-    return PredictRequest(model="heavy", inputs=[to_tensor("x", np.ones((1, 256), np.float32))])
-
-
 def dense_request() -> PredictRequest:
     return PredictRequest(model="dense", inputs=[to_tensor("x0", np.ones((1, WIDTH), np.float32))])
 
@@ -110,26 +86,6 @@ def compare_shapes(repository: Path, seconds: float, rounds: int) -> None:
     _print_rates("(b) shapes, 64 in flight", rates, base="one shape")
 
 
-def measure_overload(repository: Path, seconds: float) -> None:
-    request = heavy_request()
-    flags = ("--latency-objective-ms", str(OBJECTIVE_MS), "--threads", "1")
-    with serving(repository, "--threads", "1") as address:
-        capacity = closed_loop(address, [request], 16, seconds)
-    with serving(repository, *flags) as address:
-        latencies = open_loop(address, request, 2 * capacity, seconds)
-    title = f"(c) twice the capacity of {capacity:.0f} per second, objective {OBJECTIVE_MS} ms"
-    print(f"\n### {title}\n")
-    print("| | requests | p50 | p99 | highest |\n|---|---|---|---|---|")
-    for name, values in (("succeeded", latencies.ok), ("rejected", latencies.rejected)):
-        if len(values) > 1:
-            p99 = quantiles(values, n=100)[98]
-            seconds_of_row = (median(values), p99, max(values))
-            cells = " | ".join(f"{1000 * value:.1f} ms" for value in seconds_of_row)
-            print(f"| {name} | {len(values)} | {cells} |")
-    if latencies.other:
-        print(f"\nother outcomes: {latencies.other}")
-
-
 def _print_rates(title: str, rates: dict[str, list[float]], base: str) -> None:
     print(f"\n### {title}\n\n| | responses per second | ratio | spread |\n|---|---|---|---|")
     for name, values in rates.items():
@@ -147,10 +103,8 @@ def main() -> None:
         repository = Path(folder)
         save_dense(repository)
         save_sequence(repository)
-        save_heavy(repository)
         compare_batch_sizes(repository, arguments.seconds, arguments.rounds)
         compare_shapes(repository, arguments.seconds, arguments.rounds)
-        measure_overload(repository, arguments.seconds)
 
 
 if __name__ == "__main__":

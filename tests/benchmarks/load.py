@@ -1,10 +1,8 @@
-"""The load of batching.py: a server for each measurement, and closed and open loops.
+"""The load of batching.py: a server for each measurement, and a closed loop.
 
-A closed loop (h2load, Debian: nghttp2-client) sends a request for each response; an open loop sends
-at a given rate, independently of the responses.
+That is h2load (Debian: nghttp2-client), which sends a request for each response.
 """
 
-import asyncio
 import contextlib
 import re
 import socket
@@ -12,13 +10,10 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
@@ -82,48 +77,3 @@ def closed_loop(
             raise RuntimeError(f"h2load had failures:\n{output}")
         total += float(re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", output)[1])
     return total
-
-
-@dataclass
-class Latencies:
-    """Seconds from sending to the response, by outcome; `other` has status codes."""
-
-    ok: list[float] = field(default_factory=list)
-    rejected: list[float] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
-
-
-def open_loop(address: str, request: PredictRequest, rate: float, seconds: float) -> Latencies:
-    """Sends `rate` requests per second for `seconds`, without waiting for responses."""
-    return asyncio.run(_open_loop(address, request.SerializeToString(), rate, seconds))
-
-
-async def _open_loop(address: str, body: bytes, rate: float, seconds: float) -> Latencies:
-    latencies = Latencies()
-
-    async def call() -> None:
-        start = time.perf_counter()
-        try:
-            await predict(body)
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-                latencies.rejected.append(time.perf_counter() - start)
-            else:
-                latencies.other.append(str(error.code()))
-        else:
-            latencies.ok.append(time.perf_counter() - start)
-
-    async with grpc.aio.insecure_channel(address) as channel:
-        predict = channel.unary_unary(PREDICT)
-        await channel.channel_ready()
-        first = time.perf_counter()
-        in_flight = set()
-        for number in range(int(rate * seconds)):
-            delay = first + number / rate - time.perf_counter()
-            if delay > 0:
-                await asyncio.sleep(delay)
-            task = asyncio.create_task(call())
-            in_flight.add(task)
-            task.add_done_callback(in_flight.discard)
-        await asyncio.gather(*in_flight)
-    return latencies

@@ -37,9 +37,9 @@ import numpy as np
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from models import FACTORIES, Model, create_model
+from open_loop import Arrivals, Load, poisson_load, send_load
 from prometheus_client.parser import text_string_to_metric_families
 from sequence_lengths import MIXES, Lengths, class_bounds, draw_lengths, length_class
-from sequence_load import Arrivals, Load, send_load
 from table import grid
 
 from neurona_protos.prediction_pb2 import PredictRequest, PredictResponse
@@ -323,7 +323,7 @@ def find_capacity(arm: RunningArm, bodies: Sequence[bytes], seconds: float) -> f
     low, high = 0.0, 1.1 * max(send_load(one).rate for one in (full, *fewer))
     for step in range(BISECTIONS):
         rate = (low + high) / 2
-        load = Load(arm.address, bodies, rate=rate, seconds=1.5 * seconds, seed=200 + step)
+        load = poisson_load(arm.address, bodies, rate, 1.5 * seconds, 200 + step)
         if is_sustained(send_load(load)):
             low = rate
         else:
@@ -334,7 +334,7 @@ def find_capacity(arm: RunningArm, bodies: Sequence[bytes], seconds: float) -> f
 def is_sustained(arrivals: Arrivals) -> bool:
     """Returns whether all requests had responses, and hardly more waited at the end."""
     number = len(arrivals.latencies)
-    return not arrivals.failed and number - arrivals.ended <= MAX_GROWTH * number
+    return not arrivals.failed and number - arrivals.responded <= MAX_GROWTH * number
 
 
 def _measure_point(
@@ -347,11 +347,11 @@ def _measure_point(
     seed: int,
 ) -> None:
     steps, padding = arm.steps()
-    load = Load(arm.address, bodies, rate=point.offered, seconds=seconds, seed=100 + seed)
+    load = poisson_load(arm.address, bodies, point.offered, seconds, 100 + seed)
     arrivals = send_load(load)
     more_steps, more_padding = arm.steps()
     more_steps, more_padding = more_steps - steps, more_padding - padding
-    latencies = np.array(arrivals.latencies)
+    latencies = arrivals.latencies
     classes = np.array([length_class(int(lengths[item]), bounds) for item in arrivals.items])
     by_class = [latencies[classes == index] for index in range(len(CLASSES))]
     point.rates.append(len(latencies) / seconds)
@@ -361,7 +361,7 @@ def _measure_point(
     point.class_p99.append([_quantile(one, 0.99) for one in by_class])
     point.failed += arrivals.failed
     point.padded_shares.append(more_padding / max(1.0, more_steps + more_padding))
-    point.lateness.append(_quantile(np.array(arrivals.lateness), 0.99))
+    point.lateness.append(_quantile(arrivals.lateness, 0.99))
 
 
 def _quantile(values: np.ndarray, part: float) -> float:

@@ -103,7 +103,7 @@ def _mlserver(python: Path, model: Model, folder: Path, address: str) -> Command
     root.mkdir(parents=True)
     (root / "model-settings.json").write_text(json.dumps(settings))
     host, _, port = address.rpartition(":")
-    ports = {"http_port": _free_port(), "metrics_port": _free_port()}
+    ports = {"http_port": free_port(), "metrics_port": free_port()}
     server = {"host": host, "grpc_port": int(port), **ports, "parallel_workers": 0, "debug": False}
     server |= {"grpc_max_message_length": 64 << 20, "logging_settings": _errors_only(folder)}
     (folder / "models" / "settings.json").write_text(json.dumps(server))
@@ -120,7 +120,7 @@ def _errors_only(folder: Path) -> str:
     return str(path)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

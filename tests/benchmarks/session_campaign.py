@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from http2 import OK, Connection, encode_headers, encode_message, prepare_call
 from models import Model, create_model
-from sequence_load import OK, Connection, encode_headers, encode_message
 from sessions import session_server
 
 from neurona_protos.open_inference_pb2 import ModelInferRequest, ModelInferResponse
@@ -98,6 +98,7 @@ class Campaign:
                 by_socket[ready].write_unsent()
             for ready in readable:
                 for item, status, _, answer in by_socket[ready].read():
+                    assert isinstance(item, int)
                     last_answer = time.perf_counter()
                     self._answer(item, status, answer, is_last=self.counts["steps"] >= steps)
             if time.perf_counter() - last_answer > 30:
@@ -148,7 +149,7 @@ class Campaign:
         # Serialized messages one after the other are merged.
         message = encode_message(step + parameters.SerializeToString())
         connection = self._connections[self._requests % CONNECTIONS]
-        connection.call(self._headers, message, self._requests, 0.0)
+        connection.call(prepare_call(self._headers, message), self._requests)
 
     def _answer(self, item: int, status: int, answer: bytes, *, is_last: bool) -> None:
         sequence = self._sequences.pop(item)

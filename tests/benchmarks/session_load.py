@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
 from pathlib import Path
 
-from sequence_load import (
+from http2 import (
     DATA,
     Connection,
     encode_headers,

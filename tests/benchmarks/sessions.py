@@ -23,9 +23,9 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from http2 import Connection, encode_headers
 from models import FACTORIES, Model, create_model
 from processes import PREDICT, Command, RunningServer, Server, start_server
-from sequence_load import Connection, encode_headers
 from servers import copy_model, neurona_command
 from session_load import (
     CONNECTIONS,

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 from support import onnx_models
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sequence_load import OK, Arrivals, Load, make_load
+from http2 import OK
+from open_loop import Arrivals, Load, make_load, poisson_load
 from sequences import Curve, Point, is_sustained
 
 from neurona_protos.prediction_pb2 import ModelMetadata, PredictRequest, Task
@@ -55,11 +56,13 @@ def test_the_highest_rate_within_a_p99_counts_if_a_lower_one_was_slower():
 
 
 def test_a_rate_at_which_more_and_more_waits_is_not_sustained():
-    arrivals = Arrivals(latencies=[0.1] * 1000, statuses=[OK] * 1000, seconds=2.0, ended=980)
+    zeros = np.zeros(1000)
+    statuses = np.full(1000, OK)
+    arrivals = Arrivals(statuses, zeros, zeros, zeros + 0.1, statuses, zeros, 2.0, responded=980)
     assert is_sustained(arrivals)
-    arrivals.ended = 900  # the others came after the two seconds
+    arrivals.responded = 900  # the others came after the two seconds
     assert not is_sustained(arrivals)
-    arrivals.ended, arrivals.statuses[3] = 999, NOT_FOUND
+    arrivals.responded, arrivals.statuses[3] = 999, NOT_FOUND
     assert not is_sustained(arrivals)
 
 
@@ -71,20 +74,20 @@ def address(make_server):
 def test_errors_are_no_responses(address):
     body = PredictRequest(model="none").SerializeToString()
     for method, status in (("/neurona.v1.Prediction/Predict", NOT_FOUND), ("/a/b", UNIMPLEMENTED)):
-        load = Load(address, [body], rate=200.0, seconds=0.2, warm_up_seconds=0.0)
-        arrivals = make_load(Load(**{**vars(load), "method": method}))
+        times = np.linspace(0.0, 0.2, 40, endpoint=False)
+        load = Load(address, [body], times, seconds=0.2, warm_up_seconds=0.0, method=method)
+        arrivals = make_load(load)
         assert set(arrivals.statuses) == {status}
-        assert arrivals.failed == len(arrivals.statuses) > 10
-        assert arrivals.ended == 0
+        assert arrivals.failed == len(arrivals.statuses) == 40
+        assert arrivals.responded == 0
         assert arrivals.responses == {}
 
 
 def test_arrivals_come_at_the_rate_that_is_asked_for(address):
     values = to_tensor("x", np.ones((1, 4), np.float32))
     body = PredictRequest(model="classifier", inputs=[values]).SerializeToString()
-    load = Load(address, [body], rate=400.0, seconds=0.5, warm_up_seconds=0.1)
-    arrivals = make_load(load)
-    assert 120 < len(arrivals.items) < 280  # 200, of a Poisson process
+    arrivals = make_load(poisson_load(address, [body], 400.0, 0.3, seed=0))
+    assert 60 < len(arrivals.items) < 180  # 120, of a Poisson process
     assert set(arrivals.statuses) == {OK}
     assert all(0 < seconds < 10 for seconds in arrivals.latencies)
 

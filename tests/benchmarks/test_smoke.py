@@ -21,10 +21,8 @@ def run_benchmark(script, *arguments):
 
 def test_the_batching_benchmark_runs():
     printed = run_benchmark("batching.py", "--seconds", "0.3", "--rounds", "1")
-    for title in ("(a)", "(b)", "(c)"):
+    for title in ("(a)", "(b)"):
         assert f"### {title}" in printed
-    assert "| succeeded |" in printed
-    assert "| rejected |" in printed
 
 
 def test_the_server_benchmark_prints_a_table_and_writes_a_plot(tmp_path):

@@ -170,6 +170,7 @@ class Batcher:
         )
         self._metrics = metrics
         self._runs = ModelRuns(name, new_runs)
+        self._runs.objective = policy.latency_objective
         # The transport's thread shares the run of an instance on the CPU; see `serve_inline`.
         self._shared_run = new_runs[0][1] if new_runs[0][0] == CPU else None
         if self._shared_run is None:
@@ -184,6 +185,7 @@ class Batcher:
         self._full_batches = 0  # since a larger batch size was tried
         self._max_request_rows = policy.max_rows  # of a request that is not split
         self._memory_limit: MemoryLimit | None = None  # once a run has found too little memory
+        self._max_run_seconds = math.inf  # because of the objectives of other models
         self._active_batches: set[Batch] = set()
         self._overdue_batches: set[Batch] = set()
         self._overdue_logged_at = -math.inf
@@ -276,27 +278,51 @@ class Batcher:
             return
         while self.queue.wait():
             try:
-                with self._scheduler.turn(self._runs, self._clock) as turn:
-                    if (batch := self.queue.take_batch()) is not None:
-                        batch.turn = turn
-                        turn.batches += 1
-                        if turn.device != CPU:
-                            batch.thread = threading.current_thread()
+                turn: DeviceTurn | None = self._scheduler.turn(self._runs, self._clock)
+                while turn is not None:
+                    with turn:
+                        if (batch := self._take_batch(turn)) is None:
+                            break
                         self.process(batch, turn.new_run)
                         if batch.abandoned:  # another thread has taken the place of this one
                             return
                         del batch  # otherwise it would be kept until the next batch
+                        turn = self._following_turn(turn)
             except DeviceLostError as error:  # all of its devices
                 self._fail_waiting(error)
+
+    def _take_batch(self, turn: DeviceTurn) -> Batch | None:
+        """Take a batch for a turn; None if another thread has taken what was ready."""
+        self._limit_runs(turn.max_seconds)
+        batch = self.queue.take_batch()
+        if batch is not None:
+            self._add_to_turn(batch, turn)
+        return batch
+
+    def _add_to_turn(self, batch: Batch, turn: DeviceTurn) -> None:
+        batch.turn = turn
+        turn.batches += 1
+        if turn.device != CPU:
+            batch.thread = threading.current_thread()
+
+    def _following_turn(self, turn: DeviceTurn) -> DeviceTurn | None:
+        """End a turn and return the next one, None if nothing waits for it."""
+        return self._scheduler.turn_after(turn, self._clock) if self.queue.rows else None
 
     def _serve_slots(self, slots: RequestSlots) -> None:
         """Do as `serve` does, with requests that join and leave between runs."""
         self._slots.append(slots)
         while slots.requests or self.queue.wait():
             try:
-                with self._scheduler.turn(self._runs, self._clock) as turn:
-                    if not self._run_slots(slots, turn):
-                        return
+                turn: DeviceTurn | None = self._scheduler.turn(self._runs, self._clock)
+                while turn is not None:
+                    with turn:
+                        self._limit_runs(turn.max_seconds)
+                        if not self._run_slots(slots, turn):
+                            return
+                        if not slots.requests:
+                            break
+                        turn = self._scheduler.turn_after(turn, self._clock)
             except DeviceLostError as error:  # all of its devices
                 self._fail_waiting(error)
                 slots = self._replace_slots(slots, error)
@@ -317,10 +343,8 @@ class Batcher:
     def _run_slots(self, slots: RequestSlots, turn: DeviceTurn) -> bool:
         """Run the slots once; return False if this thread was abandoned in the run."""
         for batch in self._fill_slots(slots):
-            batch.turn, batch.instance_slots = turn, slots
-            turn.batches += 1
-            if turn.device != CPU:
-                batch.thread = threading.current_thread()
+            batch.instance_slots = slots
+            self._add_to_turn(batch, turn)
             self.process(batch, turn.new_run)
             if batch.abandoned:
                 return False
@@ -414,6 +438,8 @@ class Batcher:
                 group = (batch.slots or self.joiner).group(batch.requests)
                 predicted = self.cost_model.predict(batch.rows, group)
                 batch.predicted_seconds = predicted
+                if batch.turn is not None:
+                    batch.turn.expect(predicted)
                 if not batch.is_rerun:
                     self._record_wait(batch, predicted)
                 estimate = self.admission.start_batch(predicted, batch.level_rows, group)
@@ -481,9 +507,17 @@ class Batcher:
         """Adjust the maximum batch size and the choice of thread to the current costs."""
         if self._memory_limit is not None:
             self._apply_memory_limit(self._memory_limit)
-        elif self.policy.latency_objective is not None:
-            self.queue.max_batch_rows = self._next_batch_size()
+        elif self.policy.latency_objective is not None or self._max_run_seconds != math.inf:
+            self._set_max_batch_rows(self.cost_model.batch_sizes[-1])
         self._inline.update()
+
+    def _limit_runs(self, seconds: float) -> None:
+        """Make batches small enough that a run takes no longer: another model waits for its end."""
+        if seconds != self._max_run_seconds:
+            self._max_run_seconds = seconds
+            self._set_max_batch_rows(self.cost_model.batch_sizes[-1])
+            if self._memory_limit is not None:
+                self._apply_memory_limit(self._memory_limit)
 
     def record_out_of_memory(self, rows: int) -> None:
         """Make batches smaller for a while: a run of `rows` has found too little memory."""
@@ -532,6 +566,7 @@ class Batcher:
     def stop_watching(self) -> None:
         """Remove the model from the watchdog, after its last run."""
         self._watchdog.remove(self)
+        self._scheduler.forget(self._runs)
 
     def _start_instance(self) -> None:
         # A daemon: a run that never returns must not keep the process from ending.
@@ -564,8 +599,14 @@ class Batcher:
     def _apply_memory_limit(self, limit: MemoryLimit) -> None:
         rows = limit.update(self._clock())
         self._max_request_rows = min(rows, self.policy.max_rows)
+        self._set_max_batch_rows(rows)
+
+    def _set_max_batch_rows(self, rows: int) -> None:
+        """Set the size of the largest batch to `rows` or, if objectives require it, to less."""
         if self.policy.latency_objective is not None:
             rows = min(rows, self._next_batch_size())
+        if self._max_run_seconds != math.inf:
+            rows = min(rows, self.cost_model.rows_within(self._max_run_seconds))
         self.queue.max_batch_rows = rows
 
     def _fail_displaced(self, displaced: Sequence[Request]) -> None:

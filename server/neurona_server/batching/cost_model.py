@@ -179,6 +179,21 @@ class CostModel:
             candidates = [size for size in measured if seconds[size] <= 1.5 * cheapest]
         return max(candidates, key=lambda size: (size / seconds[size], size))
 
+    def rows_within(self, seconds: float) -> int:
+        """Return the most rows, of any batch, of which a run takes at most `seconds`.
+
+        Runs cost what is typical of the groups that run now. It is 1 at the least.
+        """
+        allowed = seconds / self._typical_factor
+        fits, exceeds = 1, self.batch_sizes[-1] + 1
+        while exceeds - fits > 1:
+            rows = (fits + exceeds) // 2
+            if self._predict_for_measured_group(rows) <= allowed:
+                fits = rows
+            else:
+                exceeds = rows
+        return fits
+
     def _add_sample(self, size: int, seconds: float) -> None:
         samples = self._samples[size]
         samples.append(seconds)

@@ -1,6 +1,13 @@
-"""Shares the devices fairly between the models that run on them."""
+"""Shares the devices fairly between the models that run on them.
 
+It is one file since who goes next, how long its run may take and when the others are predicted to
+get their turns follow from the same accounts under the same lock.
+"""
+
+import heapq
+import math
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
@@ -17,9 +24,26 @@ NewCondition = Callable[[threading.Lock], threading.Condition]
 """Makes the condition in which threads wait with a lock: a simulation has them wait in virtual
 time."""
 
-SHORT_ABSENCE_SECONDS = 0.1
-"""Time on a device that a model is still owed when it comes back: between two batches it waits for
-no turn, though it has more requests."""
+MAX_CREDIT = 0.1
+"""Seconds of a device that a model which used less than its share is owed at most. That makes up
+for the bursts of its requests: about twenty runs of 5 ms."""
+
+PATIENCE = 0.1
+"""Seconds that a model without an objective may wait while others, that keep to their shares as
+well, go first because of their objectives."""
+
+ACTIVE_SECONDS = 10.0
+"""The objective of a model limits the runs of others until it has had no turn for this long."""
+
+LIMIT_INTERVAL = 0.1
+"""Seconds after which the limit of the runs on a device is computed again."""
+
+SMOOTHING = 0.1
+"""The weight of the latest turn in the averages of a model's turns."""
+
+
+OVERDUE_SHARE = 0.1
+"""The part of its time until now for which a turn that should have ended is assumed to go on."""
 
 
 class ModelRuns:
@@ -40,12 +64,81 @@ class ModelRuns:
         self.on_end: Callable[[str, int, float], None] | None = None
         """Called at the end of a turn with the device, the batches and the seconds that it had."""
         self.used_seconds = 0.0
-        """Those of its turns on all devices, and those that it has forgone while it was idle."""
+        """Those of its turns on all devices."""
+        self.objective: float | None = None
+        """Seconds within which its requests are to be answered, None if there is no limit."""
+        self.turn_seconds = 0.0
+        """Those of a turn, on average."""
+        self.wait_seconds = 0.0
+        """Those that a thread waits for a turn, on average."""
+        self.waiters: deque[_Waiter] = deque()
+        """The threads that wait for a turn, in the order in which they came."""
+        self.accounts: dict[str, _Account] = {}
+        """What it has used of each device; made by the scheduler."""
 
     @property
     def devices(self) -> Sequence[str]:
         """The labels of the devices."""
         return list(self.idle)
+
+    @property
+    def slack(self) -> float:
+        """The seconds that a run of another model may take, inf without an objective.
+
+        A request may arrive just after a batch was cut, so it waits for two turns of its own model.
+        Half of what is left is kept for turns of several others, and for what nobody predicts. An
+        objective that is shorter than two turns does not make the runs of others ever smaller.
+        """
+        if self.objective is None:
+            return math.inf
+        return max(self.objective - 2.0 * self.turn_seconds, self.turn_seconds) / 2.0
+
+
+class _Waiter:
+    """A thread that waits for a turn."""
+
+    __slots__ = ("clock", "condition", "due", "error", "since", "turn")
+
+    def __init__(
+        self,
+        condition: threading.Condition,
+        clock: Callable[[], float],
+        since: float,
+        due: float,
+    ) -> None:
+        self.condition = condition
+        self.clock = clock
+        self.since = since
+        self.due = due
+        """When its turn has to begin at the latest, by the model's objective."""
+        self.turn: DeviceTurn | None = None
+        self.error: DeviceLostError | None = None
+
+
+class _Account:
+    """What a model has used of a device."""
+
+    __slots__ = ("device", "idle", "is_active", "is_queued", "number", "runs", "turns", "used")
+
+    def __init__(self, runs: ModelRuns, device: str, number: int, used: float) -> None:
+        self.runs = runs
+        self.device = device
+        self.idle = runs.idle[device]
+        self.number = number
+        """Which of the accounts of the device it is."""
+        self.used = used
+        """Its seconds on the scale of the device's virtual time."""
+        self.turns = 0
+        """Those that go on."""
+        self.is_active = False
+        """Whether it has a turn, or wants one."""
+        self.is_queued = False
+        """Whether it is in one of the device's heaps."""
+
+    @property
+    def can_start(self) -> bool:
+        """Whether a thread waits, and a run is idle here."""
+        return bool(self.runs.waiters and self.idle)
 
 
 class DeviceTurn:
@@ -55,64 +148,142 @@ class DeviceTurn:
     """
 
     __slots__ = (
-        *("_clock", "_scheduler", "batches", "device", "holds_slot", "new_run", "runs"),
-        *("seconds", "started"),
+        *("_clock", "_scheduler", "account", "batches", "device", "expected_end", "has_ended"),
+        *("holds_slot", "max_seconds", "new_run", "runs", "seconds", "started"),
     )
 
     def __init__(
-        self,
-        scheduler: "DeviceScheduler",
-        clock: Callable[[], float],
-        runs: ModelRuns,
-        device: str,
+        self, scheduler: "DeviceScheduler", clock: Callable[[], float], account: _Account
     ) -> None:
         self._scheduler = scheduler
         self._clock = clock
-        self.runs = runs
-        self.device = device
-        self.new_run = runs.idle[device].pop()
+        self.account = account
+        self.runs = account.runs
+        self.device = account.device
+        self.new_run = account.idle.pop()
         self.started = clock()
         """When it began or, once it has given its slot up, when it did that."""
+        self.expected_end = self.started + self.runs.turn_seconds
+        self.max_seconds = math.inf
+        """What its run may take, because of the objectives of other models on the device."""
         self.holds_slot = True
+        self.has_ended = False
         self.batches = 0
         """Those that have run in it."""
         self.seconds = 0.0
         """Its seconds until `started`."""
 
+    def expect(self, seconds: float) -> None:
+        """Tell that it is predicted to end in so many seconds."""
+        self.expected_end = self._clock() + seconds
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._scheduler.end(self, self._clock())
+        if not self.has_ended:
+            self._scheduler.end(self, self._clock())
 
 
 class DeviceUse:
-    """The slots of one device, and how much it was used."""
+    """The slots of one device, how much it was used, and who waits for it."""
 
-    __slots__ = ("free_slots", "least_seconds", "seconds", "slots")
+    __slots__ = (
+        *("accounts", "active", "eligible", "free_slots", "limit", "limit_until", "limiting"),
+        *("other_limit", "recent", "seconds", "slots", "turns", "updated", "virtual_time"),
+        "waiting",
+    )
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.free_slots = slots
         self.seconds = 0.0
         """Those of its turns together: more than have passed if several went on at once."""
-        self.least_seconds = 0.0
-        """What those who waited for it had used when the last turn began, at the least: the virtual
-        time of start-time fair queueing (Goyal, Vin and Cheng 1996)."""
+        self.virtual_time = 0.0
+        """The seconds that a model has had which wanted its equal share all the time: that of
+        weighted fair queueing (Demers, Keshav and Shenker 1989). What a model used while no other
+        wanted it does not count against it."""
+        self.updated = -math.inf
+        """When that was computed."""
+        self.active = 0
+        """The models that have a turn here, or want one."""
+        self.accounts = 0
+        self.turns: set[DeviceTurn] = set()
+        """Those that hold a slot."""
+        self.eligible: list[tuple[float, int, _Account]] = []
+        """A heap of the models that wait and have used no more than their shares, the one that is
+        due first first: earliest eligible deadline first (Stoica and Abdel-Wahab 1995)."""
+        self.waiting: list[tuple[float, int, _Account]] = []
+        """A heap of the other models that wait, the one that has used least first."""
+        self.recent: OrderedDict[_Account, float] = OrderedDict()
+        """When each model last asked for a turn, the latest last."""
+        self.limit = self.other_limit = math.inf
+        """Seconds that a run may take: one of any model but `limiting`, and one of that."""
+        self.limiting: _Account | None = None
+        """The model with the tightest objective."""
+        self.limit_until = -math.inf
+        """When these limits have to be computed again."""
 
     @property
     def load(self) -> tuple[float, float]:
         """Share of the slots that are taken and, for devices with equal shares, past use."""
         return 1.0 - self.free_slots / self.slots, self.seconds
 
+    def advance(self, now: float) -> None:
+        """Bring the virtual time up to date."""
+        if now > self.updated:
+            if self.updated > -math.inf:
+                self.virtual_time += (now - self.updated) * self.slots / max(1, self.active)
+            self.updated = now
+
+    def max_seconds(self, account: _Account, now: float) -> float:
+        """Return what a run of a model may take that begins now."""
+        if now >= self.limit_until:
+            self._update_limits(now)
+        return self.other_limit if account is self.limiting else self.limit
+
+    def note_request(self, account: _Account, now: float) -> None:
+        """Note that a model wants a turn."""
+        recent = self.recent
+        if account not in recent:
+            self.limit_until = -math.inf
+        recent[account] = now
+        recent.move_to_end(account)
+
+    def _update_limits(self, now: float) -> None:
+        recent = self.recent
+        while recent and recent[next(iter(recent))] < now - ACTIVE_SECONDS:
+            recent.popitem(last=False)
+        self.limit_until = now + LIMIT_INTERVAL
+        self.limit = self.other_limit = math.inf
+        self.limiting = None
+        runs = 0
+        for account in recent:
+            runs += account.turns + len(account.idle)
+            slack = account.runs.slack
+            if slack < self.limit:
+                self.limit, self.other_limit = slack, self.limit
+                self.limiting = account
+            elif slack < self.other_limit:
+                self.other_limit = slack
+        if runs <= self.slots:  # nobody waits for the run of another
+            self.limit = self.other_limit = math.inf
+
 
 class DeviceScheduler:
     """Allows a number of concurrent runs (slots) on each device.
 
-    A free slot goes to the model that has used the devices least among those that wait for one
-    there. With fewer runs than slots no run waits. With more, each model gets an equal share of the
-    run time, however many instances it has and however long its queue is. A model that is loaded on
-    several devices gets the least loaded one that has a free slot.
+    With fewer runs than slots no run waits. With more, each model gets an equal share of the run
+    time of each device, however many instances it has and however long its queue is. A free slot
+    goes to a model that has used no more than its share: of several, to the one whose objective
+    requires it first. Without any, it goes to the one that has used least. A model that is loaded
+    on several devices gets the least loaded one that has a free slot.
+
+    Runs are not interrupted. So that a model which keeps to its share can keep its objective, too,
+    the runs of others on the device are limited to what it can wait, as long as it has requests.
+
+    To choose a model takes time proportional to the logarithm of the number of models that wait,
+    and wakes one thread.
 
     A turn that takes too long can be made to give its slot up: it goes on, beside the runs in the
     slots, so that runs which never end do not keep the other models from the device.
@@ -141,14 +312,22 @@ class DeviceScheduler:
                 raise ValueError(f"slots is {number} (expected at least 1)")
         self._slots = slots
         self._devices = {label: DeviceUse(number) for label, number in slots_by_device.items()}
-        self._waiting: list[ModelRuns] = []
-        self._changed = new_condition(threading.Lock())
+        # Invariant: no device has a free slot while a model waits that has an idle run there.
+        self._waiting: dict[ModelRuns, None] = {}
+        self._lock = threading.Lock()
+        self._new_condition = new_condition
         self.lost_devices: Mapping[str, str] = {}
         """Why each device that is lost does not work, by its label."""
         self.on_lost: Callable[[str, str], object] = lambda _device, _reason: None
         """Called once for each device that is lost, with its label and the reason."""
         self.check_device: Callable[[str], object] = lambda _device: None
         """Finds out whether a device is lost on which a run does not end, without blocking."""
+
+    @property
+    def waiting_threads(self) -> int:
+        """The number of threads that wait for a turn."""
+        with self._lock:
+            return sum([len(runs.waiters) for runs in self._waiting])
 
     def turn(self, runs: ModelRuns, clock: Callable[[], float]) -> DeviceTurn:
         """Wait for a slot and return the turn, the context in which its `new_run` may run.
@@ -160,52 +339,123 @@ class DeviceScheduler:
         Raises:
             DeviceLostError: All devices of the model are lost.
         """
-        with self._changed:
-            self._enqueue(runs)
-            while (device := self._find_device(runs)) is None:
-                if (error := self.lost_error(runs)) is not None:
-                    self._waiting.remove(runs)
-                    raise error
-                self._changed.wait()
-            return self._start(runs, device, clock)
+        with self._lock:
+            turn = self._start_or_wait(runs, clock)
+            return turn if isinstance(turn, DeviceTurn) else _wait_for_turn(turn)
+
+    def turn_after(self, turn: DeviceTurn, clock: Callable[[], float]) -> DeviceTurn:
+        """End a turn, wait for the next one of the same model and return it.
+
+        Otherwise a model with one instance would never be there when its own turn ends, and had to
+        wait for a run of another model, whatever it has used.
+
+        Raises:
+            DeviceLostError: All devices of the model are lost.
+        """
+        following: DeviceTurn | _Waiter
+        now = clock()
+        with self._lock:
+            self._charge(turn, now)
+            turn.has_ended = True
+            turn.account.idle.append(turn.new_run)
+            runs = turn.runs
+            if not self._waiting or self.lost_error(runs) is not None:
+                self._leave(turn.account, now)
+                following = self._start_or_wait(runs, clock)
+            else:
+                waiter = following = self._wait(runs, clock)
+                self._leave(turn.account, now)
+                for device in sorted(runs.idle, key=lambda label: self._devices[label].load):
+                    self._dispatch(device, now)
+                if waiter.turn is not None:
+                    following = waiter.turn
+        _report_end(turn)
+        if isinstance(following, DeviceTurn):
+            return following
+        with self._lock:
+            return _wait_for_turn(following)
+
+    def forget(self, runs: ModelRuns) -> None:
+        """Drop what is known of a model that has no more turns: its memory is to be freed."""
+        with self._lock:
+            for account in runs.accounts.values():
+                use = self._devices[account.device]
+                use.recent.pop(account, None)
+                for heap in (use.eligible, use.waiting):
+                    heap[:] = [entry for entry in heap if entry[2] is not account]
+                    heapq.heapify(heap)
 
     def try_turn(self, runs: ModelRuns, clock: Callable[[], float]) -> DeviceTurn | None:
         """Do as `turn` does, but return None if it would have to wait."""
-        with self._changed:
-            self._enqueue(runs)
-            device = self._find_device(runs)
-            if device is None:
-                self._waiting.remove(runs)
+        with self._lock:
+            account = self._find_free(runs, clock())
+            if account is None:
                 if (error := self.lost_error(runs)) is not None:
                     raise error
                 return None
-            return self._start(runs, device, clock)
+            return self._start_free(account, clock)
 
     def end(self, turn: DeviceTurn, now: float) -> None:
         """End a turn, whose run is idle again."""
-        with self._changed:
+        with self._lock:
             self._charge(turn, now)
-            turn.runs.idle[turn.device].append(turn.new_run)
+            turn.has_ended = True
+            turn.account.idle.append(turn.new_run)
+            self._leave(turn.account, now)
             if self._waiting:
-                self._changed.notify_all()
-        if turn.runs.on_end is not None and turn.batches:
-            turn.runs.on_end(turn.device, turn.batches, turn.seconds)
+                self._dispatch(turn.device, now)
+        _report_end(turn)
 
     def give_up_slot(self, turn: DeviceTurn, now: float) -> None:
         """Give the slot of a turn that goes on, if it still has one, to others. From any thread."""
-        with self._changed:
+        with self._lock:
             if turn.holds_slot:
                 self._charge(turn, now)
-                if self._waiting:
-                    self._changed.notify_all()
+                self._dispatch(turn.device, now)
+
+    def predict_turn(self, runs: ModelRuns, now: float, turns: int = 1) -> float:
+        """Return the predicted seconds by which turns of other models delay those of a model.
+
+        Args:
+            runs: Those of the model.
+            now: The time in seconds.
+            turns: Which of its next turns it is about: 1 for the next one. For each further one the
+                average wait is added.
+
+        Returns:
+            The seconds until that turn begins, without those of the model's own turns. They are 0.0
+            if a slot and a run of the model are free.
+        """
+        lost = self.lost_devices
+        least = math.inf
+        with self._lock:
+            for device in runs.idle:
+                if device in lost:
+                    continue
+                seconds = self._predict_on(self._account(runs, device), now)
+                if seconds < least:
+                    least = seconds
+                    if not least:
+                        break
+        if least == math.inf:
+            return 0.0
+        return least + (turns - 1) * runs.wait_seconds
 
     def mark_lost(self, device: str, reason: str) -> None:
         """Begin no more turns on a device that does not work any more. From any thread."""
-        with self._changed:
+        with self._lock:
             if device in self.lost_devices:
                 return
             self.lost_devices = {**self.lost_devices, device: reason}
-            self._changed.notify_all()
+            for runs in [*self._waiting]:
+                if (error := self.lost_error(runs)) is not None:
+                    for waiter in runs.waiters:
+                        waiter.error = error
+                        waiter.condition.notify()
+                    runs.waiters.clear()
+                    del self._waiting[runs]
+                    for account in runs.accounts.values():
+                        self._update_activity(account)
         self.on_lost(device, reason)
 
     def lost_error(self, runs: ModelRuns) -> DeviceLostError | None:
@@ -218,66 +468,232 @@ class DeviceScheduler:
 
     def use(self, device: str) -> DeviceUse:
         """Return the use of a device, which changes as it runs."""
-        with self._changed:
+        with self._lock:
             return self._use(device)
 
-    def _start(self, runs: ModelRuns, device: str, clock: Callable[[], float]) -> DeviceTurn:
-        turn = DeviceTurn(self, clock, runs, device)
-        self._waiting.remove(runs)
-        use = self._devices[device]
+    def _start_or_wait(self, runs: ModelRuns, clock: Callable[[], float]) -> "DeviceTurn | _Waiter":
+        account = self._find_free(runs, clock())
+        if account is not None:
+            runs.wait_seconds -= SMOOTHING * runs.wait_seconds
+            return self._start_free(account, clock)
+        if (error := self.lost_error(runs)) is not None:
+            raise error
+        return self._wait(runs, clock)
+
+    def _find_free(self, runs: ModelRuns, now: float) -> _Account | None:
+        """Return the account of the least loaded device with a free slot and an idle run."""
+        best, least = None, (2.0, 0.0)
+        lost = self.lost_devices
+        for device, idle in runs.idle.items():
+            account = runs.accounts.get(device) or self._account(runs, device)
+            use = self._devices[device]
+            use.note_request(account, now)
+            if not (idle and use.free_slots) or (lost and device in lost):
+                continue
+            if len(runs.idle) == 1:
+                return account
+            if use.load < least:
+                best, least = account, use.load
+        return best
+
+    def _start_free(self, account: _Account, clock: Callable[[], float]) -> DeviceTurn:
+        """Start a turn for which nobody had to wait."""
+        use = self._devices[account.device]
+        use.advance(clock())
+        # A model that was idle has no claim on the time that it did not use.
+        account.used = max(account.used, use.virtual_time - MAX_CREDIT)
+        return self._start(account, clock)
+
+    def _start(self, account: _Account, clock: Callable[[], float]) -> DeviceTurn:
+        use = self._devices[account.device]
+        turn = DeviceTurn(self, clock, account)
+        now = turn.started
+        use.advance(now)
+        account.turns += 1
+        if not account.is_active:
+            account.is_active = True
+            use.active += 1
         use.free_slots -= 1
-        use.least_seconds = max(use.least_seconds, runs.used_seconds)
-        if self._waiting and any(use.free_slots for use in self._devices.values()):
-            self._changed.notify_all()
+        use.turns.add(turn)
+        turn.max_seconds = use.max_seconds(account, now)
         return turn
+
+    def _wait(self, runs: ModelRuns, clock: Callable[[], float]) -> "_Waiter":
+        now = clock()
+        slack = runs.slack
+        due = now + (PATIENCE if slack == math.inf else slack)
+        waiter = _Waiter(self._new_condition(self._lock), clock, now, due)
+        runs.waiters.append(waiter)
+        self._waiting[runs] = None
+        for account in runs.accounts.values():
+            use = self._devices[account.device]
+            use.note_request(account, now)
+            use.advance(now)
+            if len(runs.waiters) == 1:  # see `_start_free`
+                account.used = max(account.used, use.virtual_time - MAX_CREDIT)
+            if not account.is_active:
+                account.is_active = True
+                use.active += 1
+            self._enqueue(use, account)
+        return waiter
+
+    def _enqueue(self, use: DeviceUse, account: _Account) -> None:
+        """Put the account of a model that waits into a heap, unless it is in one."""
+        if not account.is_queued and account.can_start:
+            account.is_queued = True
+            heapq.heappush(use.waiting, (account.used, account.number, account))
+
+    def _dispatch(self, device: str, now: float) -> None:
+        """Give the free slots of a device to those whose turn it is, and wake their threads."""
+        if device in self.lost_devices:
+            return
+        use = self._devices[device]
+        use.advance(now)
+        while use.free_slots and (account := self._pop_next(use)) is not None:
+            runs = account.runs
+            waiter = runs.waiters.popleft()
+            if not runs.waiters:
+                del self._waiting[runs]
+            turn = waiter.turn = self._start(account, waiter.clock)
+            runs.wait_seconds += SMOOTHING * (turn.started - waiter.since - runs.wait_seconds)
+            self._enqueue(use, account)
+            if len(runs.accounts) > 1:
+                for other in runs.accounts.values():
+                    self._update_activity(other)
+            waiter.condition.notify()
+
+    def _pop_next(self, use: DeviceUse) -> _Account | None:
+        """Remove and return the account of the model whose turn it is, None if nobody waits.
+
+        Accounts have changed since they were put into the heaps: they may have used more, or need
+        no turn here any more. This is found out only when it matters.
+        """
+        waiting, eligible, virtual_time = use.waiting, use.eligible, use.virtual_time
+        while waiting and waiting[0][0] <= virtual_time:
+            _, _, account = heapq.heappop(waiting)
+            if not account.can_start:
+                account.is_queued = False
+            elif account.used <= virtual_time:
+                due = account.runs.waiters[0].due
+                heapq.heappush(eligible, (due, account.number, account))
+            else:
+                heapq.heappush(waiting, (account.used, account.number, account))
+        while eligible:
+            _, _, account = heapq.heappop(eligible)
+            if account.can_start and account.used > virtual_time:
+                heapq.heappush(waiting, (account.used, account.number, account))
+                continue
+            account.is_queued = False
+            if account.can_start:
+                return account
+        while waiting:
+            used, _, account = heapq.heappop(waiting)
+            if account.can_start and account.used > used:
+                heapq.heappush(waiting, (account.used, account.number, account))
+                continue
+            account.is_queued = False
+            if account.can_start:
+                return account
+        return None
 
     def _charge(self, turn: DeviceTurn, now: float) -> None:
         """Count the time of a turn since it was last charged, and free its slot if it has one."""
-        use = self._devices[turn.device]
+        account, use = turn.account, self._devices[turn.device]
+        use.advance(now)
         seconds = now - turn.started
-        turn.runs.used_seconds += seconds
+        # What it has used beyond its share, while nobody else wanted it, is no debt: only the last
+        # turn may be.
+        debt = use.virtual_time + use.slots * seconds
+        account.used = max(account.used, min(account.used + seconds, debt))
+        runs = turn.runs
+        runs.used_seconds += seconds
         use.seconds += seconds
         turn.seconds += seconds
         turn.started = now
         if turn.holds_slot:
             turn.holds_slot = False
             use.free_slots += 1
+            use.turns.discard(turn)
+            weight = SMOOTHING if runs.turn_seconds else 1.0
+            runs.turn_seconds += weight * (seconds - runs.turn_seconds)
 
-    def _enqueue(self, runs: ModelRuns) -> None:
-        for device in runs.idle:
-            if (use := self._devices.get(device)) is not None:
-                # A model that was idle has no claim on the time that it did not use.
-                least = use.least_seconds - SHORT_ABSENCE_SECONDS
-                runs.used_seconds = max(runs.used_seconds, least)
-        self._waiting.append(runs)
+    def _leave(self, account: _Account, now: float) -> None:
+        """Count a turn as ended, after its run was put back."""
+        account.turns -= 1
+        self._devices[account.device].advance(now)
+        self._update_activity(account)
+        if account.runs.waiters:
+            self._enqueue(self._devices[account.device], account)
 
-    def _find_device(self, runs: ModelRuns) -> str | None:
-        """Return the least loaded device where it is the turn of `runs`, None without one."""
-        alone = len(self._waiting) == 1
-        best, least = None, (2.0, 0.0)
-        lost = self.lost_devices
-        for device, idle in runs.idle.items():
-            use = self._devices.get(device) or self._use(device)
-            if not (idle and use.free_slots) or not (alone or self._next_runs(device) is runs):
-                continue
-            if lost and device in lost:
-                continue
-            if len(runs.idle) == 1:
-                return device
-            if use.load < least:
-                best, least = device, use.load
-        return best
+    def _update_activity(self, account: _Account) -> None:
+        is_active = bool(account.turns or account.runs.waiters)
+        if is_active != account.is_active:
+            account.is_active = is_active
+            self._devices[account.device].active += 1 if is_active else -1
 
-    def _next_runs(self, device: str) -> ModelRuns | None:
-        """Return those of the waiting model that has used the devices least and can run on this."""
-        return min(
-            [runs for runs in self._waiting if runs.idle.get(device)],
-            key=lambda runs: runs.used_seconds,
-            default=None,
-        )
+    def _predict_on(self, account: _Account, now: float) -> float:
+        """Return the predicted seconds for which turns of others keep a model from a device."""
+        use = self._devices[account.device]
+        if account.idle and use.free_slots:
+            return 0.0
+        runs = account.runs
+        used, wait = account.used, 0.0
+        if account.idle:
+            rests = [
+                # A run that takes longer than expected is assumed to go on for a while.
+                max(turn.expected_end - now, OVERDUE_SHARE * (now - turn.started))
+                for turn in use.turns
+            ]
+            wait = min(rests, default=0.0)
+        else:  # its own turn ends before
+            used += runs.turn_seconds
+        due = now + runs.slack if runs.objective is not None else now + PATIENCE
+        if runs.waiters:
+            due = runs.waiters[0].due
+        use.advance(now)
+        is_eligible = used <= use.virtual_time
+        ahead = 0.0
+        for heap in (use.eligible, use.waiting):
+            for _, _, other in heap:
+                if other is account or not other.can_start:
+                    continue
+                if other.used <= use.virtual_time:
+                    goes_first = not is_eligible or other.runs.waiters[0].due < due
+                else:
+                    goes_first = not is_eligible and other.used < used
+                if goes_first:
+                    ahead += other.runs.turn_seconds
+        return wait + ahead / use.slots
+
+    def _account(self, runs: ModelRuns, device: str) -> _Account:
+        account = runs.accounts.get(device)
+        if account is None:
+            use = self._use(device)
+            use.accounts += 1
+            used = use.virtual_time - MAX_CREDIT
+            account = runs.accounts[device] = _Account(runs, device, use.accounts, used)
+        return account
 
     def _use(self, device: str) -> DeviceUse:
         use = self._devices.get(device)
         if use is None:
             use = self._devices[device] = DeviceUse(self._slots)
         return use
+
+
+def _wait_for_turn(waiter: _Waiter) -> DeviceTurn:
+    """Wait with the lock until the scheduler gives a thread its turn, and return it.
+
+    Raises:
+        DeviceLostError: All devices of the model are lost.
+    """
+    while waiter.turn is None:
+        if waiter.error is not None:
+            raise waiter.error
+        waiter.condition.wait()
+    return waiter.turn
+
+
+def _report_end(turn: DeviceTurn) -> None:
+    if turn.runs.on_end is not None and turn.batches:
+        turn.runs.on_end(turn.device, turn.batches, turn.seconds)

@@ -224,7 +224,7 @@ def test_a_turn_is_not_waited_for_on_lost_devices():
     scheduler.mark_lost("cuda:0", "gone")
     with scheduler.turn(runs, now) as turn:
         assert turn.device == "cuda:1"
-        assert scheduler.try_turn(runs, 0.0) is None
+        assert scheduler.try_turn(runs, now) is None
         raised = []
 
         def wait():
@@ -240,7 +240,7 @@ def test_a_turn_is_not_waited_for_on_lost_devices():
         thread.join(WAIT)
         assert [one.device for one in raised] == ["cuda:0"]
         with pytest.raises(DeviceLostError):
-            scheduler.try_turn(runs, 0.0)
+            scheduler.try_turn(runs, now)
     assert scheduler.lost_devices == {"cuda:0": "gone", "cuda:1": "gone, too"}
 
 
