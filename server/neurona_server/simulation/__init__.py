@@ -8,4 +8,7 @@ imitated, from measured costs.
     costs      how long batches take, drawn from measured distributions
     arrivals   when requests come: Poisson, in bursts, or as recorded
     model      one model of one server: a real batcher whose runs take virtual time
+    scenario   what is simulated, as a JSON file or a server describes it
+    server     one server: the thread that reads requests, its models, its devices
+    experiment simulates a scenario for a time, and reports what its callers would have met
 """

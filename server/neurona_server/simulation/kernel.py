@@ -42,7 +42,7 @@ class Kernel:
         """Make a clock that shows `now` (seconds): not 0, which means "never" to some."""
         self.now = now
         self.handover_seconds = 0.0
-        """From notifying a process, or opening its gate, until it goes on."""
+        """From notifying a process until it goes on."""
         self._events: list[tuple[float, int, Callable[[], object] | Process, int]] = []
         self._scheduled = 0
         self._main = Process("main")
@@ -111,10 +111,6 @@ class Kernel:
     def new_condition(self, lock: threading.Lock) -> "VirtualCondition":
         """Return a condition to wait in, in place of `threading.Condition(lock)`."""
         return VirtualCondition(self, lock)
-
-    def new_gate(self) -> "VirtualGate":
-        """Return a lock to wait for, in place of `threading.Lock()`."""
-        return VirtualGate(self)
 
     def run(self, until: float = math.inf) -> None:
         """Let time pass, up to `until` or until nothing is left to happen.
@@ -219,42 +215,3 @@ class VirtualCondition(threading.Condition):
     def notify_all(self) -> None:
         """Wake all processes that wait."""
         self.notify(len(self._sleepers))
-
-
-class VirtualGate:
-    """A lock that one process waits for until another one, or an action, releases it."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        """Make a gate for processes of `kernel`; it is not held by anybody."""
-        self._kernel = kernel
-        self._is_held = False
-        self._sleepers: list[Process] = []
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Take the lock as soon as it is free; return whether that was so in time.
-
-        Args:
-            blocking: Whether to wait for it.
-            timeout: Seconds to wait at most; below 0 for any time.
-        """
-        if not self._is_held:
-            self._is_held = True
-            return True
-        if not blocking:
-            return False
-        process = self._kernel._calling_process()
-        self._sleepers.append(process)
-        if timeout >= 0:
-            self._kernel.wake(process, timeout)
-        self._kernel.suspend()
-        if process in self._sleepers:
-            self._sleepers.remove(process)
-            return False
-        return True  # it was handed over
-
-    def release(self) -> None:
-        """Give the lock to the one who has waited longest, or free it."""
-        if self._sleepers:
-            self._kernel.wake(self._sleepers.pop(0), self._kernel.handover_seconds)
-        else:
-            self._is_held = False

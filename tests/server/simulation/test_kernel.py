@@ -61,25 +61,6 @@ def test_a_condition_wakes_as_many_as_are_notified_and_others_by_their_timeouts(
     assert woken[3:] == [("fourth", True, 11.0)]
 
 
-def test_a_gate_is_handed_over_in_the_order_of_waiting(kernel):
-    gate = kernel.new_gate()
-    assert gate.acquire()
-    assert not gate.acquire(blocking=False)
-    passed = []
-
-    def enter(name):
-        if gate.acquire(timeout=2.5):
-            passed.append((name, kernel.now))
-            kernel.sleep(1.0)
-            gate.release()
-
-    for name in ("first", "second", "third"):
-        kernel.spawn(lambda name=name: enter(name), name)
-    kernel.at(1.0, gate.release)
-    kernel.run()
-    assert passed == [("first", 1.0), ("second", 2.0)]  # the third has given up
-
-
 def test_an_error_ends_the_simulation_wherever_it_came_from(kernel):
     def fail():
         raise ValueError("in a process")
