@@ -66,13 +66,13 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return it as a dictionary; what is not known is None."""
 
-        def known(value: Any) -> Any:
+        def without_nan(value: Any) -> Any:
             return None if isinstance(value, float) and math.isnan(value) else value
 
         return {
             **asdict(self),
             "models": [
-                {name: known(value) for name, value in asdict(one).items()} for one in self.models
+                {name: without_nan(value) for name, value in asdict(one).items()} for one in self.models
             ],
         }
 
@@ -140,8 +140,8 @@ class Experiment:
 
         for index, model in enumerate(scenario.models):
             random = _random(seed, "load", index)
-            given = times.get(model.name)
-            arrivals = _times(model.load, random, folder) if given is None else iter(sorted(given))
+            own = times.get(model.name)
+            arrivals = _times(model.load, random, folder) if own is None else iter(sorted(own))
             self._send(arrivals, _new_arrivals(index, model, random), next_server)
 
     def run(self) -> Report:

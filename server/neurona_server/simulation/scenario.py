@@ -51,14 +51,14 @@ class Batching(msgspec.Struct, frozen=True):
         Raises:
             ValueError: Quantiles are not ascending.
         """
-        known = [cost for cost in self.costs if cost.quantiles]
+        varying = [cost for cost in self.costs if cost.quantiles]
         sizes = {}
         for cost in self.costs:
-            if not known:
+            if not varying:
                 sizes[cost.rows] = SizeCosts(constant(0), constant(cost.seconds), constant(0))
                 continue
             # A size that no request has used yet varies as the next one does that was used.
-            nearest = min(known, key=lambda one: abs(one.rows - cost.rows))
+            nearest = min(varying, key=lambda one: abs(one.rows - cost.rows))
             factor = cost.seconds / nearest.seconds if nearest.seconds else 1.0
             sizes[cost.rows] = _size_costs(nearest.quantiles, 1.0 if cost is nearest else factor)
         return BatchCosts(sizes, [cost.rows for cost in self.costs if cost.padded])
