@@ -11,4 +11,7 @@ imitated, from measured costs.
     scenario   what is simulated, as a JSON file or a server describes it
     server     one server: the thread that reads requests, its models, its devices
     experiment simulates a scenario for a time, and reports what its callers would have met
+    search     how many servers, which rate, which objective
+    description asks a server what its models cost
+    command    neurona-simulate
 """

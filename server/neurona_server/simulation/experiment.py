@@ -66,15 +66,14 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return it as a dictionary; what is not known is None."""
 
-        def without_nan(value: Any) -> Any:
-            return None if isinstance(value, float) and math.isnan(value) else value
+        def is_known(value: Any) -> bool:
+            return not (isinstance(value, float) and math.isnan(value))
 
-        return {
-            **asdict(self),
-            "models": [
-                {name: without_nan(value) for name, value in asdict(one).items()} for one in self.models
-            ],
-        }
+        models = [
+            {name: value if is_known(value) else None for name, value in asdict(one).items()}
+            for one in self.models
+        ]
+        return {**asdict(self), "models": models}
 
 
 def simulate(

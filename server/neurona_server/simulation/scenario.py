@@ -1,11 +1,12 @@
 """What is simulated: servers, devices, models and the requests that come, as JSON says it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, field
+from msgspec.structs import replace
 
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.simulation.costs import BatchCosts, Quantiles, SizeCosts, constant
@@ -150,31 +151,30 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the scenario with so many requests a second, in the same proportions."""
         factor = rate / self.rate
         return self._with_models(
-            lambda model: msgspec.structs.replace(
-                model, load=msgspec.structs.replace(model.load, rate=model.load.rate * factor)
-            )
+            lambda model: {"load": replace(model.load, rate=model.load.rate * factor)}
         )
+
+    def with_load(self, **changes: Any) -> "Scenario":
+        """Return the scenario with some fields of the loads of all models changed."""
+        return self._with_models(lambda model: {"load": replace(model.load, **changes)})
 
     def with_objective(self, seconds: float) -> "Scenario":
         """Return the scenario with one latency objective for all models; 0: none."""
         return self._with_models(
-            lambda model: msgspec.structs.replace(
-                model,
-                batching=msgspec.structs.replace(model.batching, latency_objective_seconds=seconds),
-            )
+            lambda model: {"batching": replace(model.batching, latency_objective_seconds=seconds)}
         )
 
     def with_replicas(self, replicas: int) -> "Scenario":
         """Return the scenario with so many servers."""
-        return msgspec.structs.replace(self, replicas=replicas)
+        return replace(self, replicas=replicas)
 
     @property
     def rate(self) -> float:
         """The requests a second of all models."""
         return sum([model.load.rate for model in self.models])
 
-    def _with_models(self, change: Any) -> "Scenario":
-        return msgspec.structs.replace(self, models=tuple(map(change, self.models)))
+    def _with_models(self, changes: Callable[[ModelScenario], dict[str, Any]]) -> "Scenario":
+        return replace(self, models=tuple([replace(one, **changes(one)) for one in self.models]))
 
 
 def read_scenario(path: Path) -> Scenario:
