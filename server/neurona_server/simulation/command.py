@@ -170,10 +170,10 @@ def _answer(
     target = Target(options.p99_ms / 1000, options.unanswered)
     kept = f"p99 {options.p99_ms:g} ms with at most {options.unanswered:.2%} unanswered"
     if options.find == "replicas":
-        found, reports = find_replicas(scenario, target, run)
-        lines = [f"{_servers(found.replicas)} for {scenario.rate:g} requests a second: {kept}", ""]
+        enough, reports = find_replicas(scenario, target, run)
+        lines = [f"{_servers(enough.replicas)} for {scenario.rate:g} requests a second: {kept}", ""]
         lines += _table(reports)
-        return {"replicas": found.replicas, "reports": _dictionaries(reports)}, lines
+        return {"replicas": enough.replicas, "reports": _dictionaries(reports)}, lines
     if options.find == "rate":
         rate, reports = find_rate(scenario, target, run)
         lines = [f"{rate:.4g} requests a second with {_servers(scenario.replicas)}: {kept}", ""]
