@@ -42,7 +42,11 @@ class InvalidInputError(NeuronaError, ValueError):
 
 
 class DeadlineExceededError(NeuronaError, TimeoutError):
-    """No response arrived within the timeout."""
+    """No response arrived within the timeout, or the server dropped the request as too late.
+
+    The message says which: of a model with a latency objective, the server drops requests that it
+    could not answer in time any more, also those without a timeout.
+    """
 
     code = 4
 
@@ -60,10 +64,14 @@ class PermissionDeniedError(NeuronaError):
 
 
 class OverloadedError(NeuronaError):
-    """The queue of the model is full, or a message exceeds the size limit.
+    """The request was not admitted, or a message exceeds the size limit.
+
+    It was not admitted because the queue of the model is full, or because the wait in it would
+    exceed the timeout or the model's latency objective.
 
     Attributes:
-        retry_after: seconds after which the queue may have room; None where waiting does not help.
+        retry_after: seconds that it would have waited, and after which to try again; None where
+            waiting does not help.
     """
 
     code = 8

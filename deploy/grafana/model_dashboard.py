@@ -34,6 +34,7 @@ def model_dashboard() -> Dashboard:
             _latency(),
             _batching(),
             _queue(),
+            _objective(),
             _sequences(),
             _shadow(),
             _loading(),
@@ -374,6 +375,68 @@ def _queue() -> Row:
                     "version {{version}}",
                 ),
                 unit="reqps",
+                width=6,
+            ),
+        ],
+    )
+
+
+def _objective() -> Row:
+    def largest(name: str) -> str:
+        return f"max by (version) ({name}{{{VERSION}}})"
+
+    missed = rate("neurona_objective_requests_total", f'{VERSION}, result="missed"', "version")
+    return Row(
+        "Latency objective (latency_objective_ms; empty: the model has none)",
+        [
+            time_series(
+                "Requests that met the objective",
+                "Share of the admitted requests of the last 5 minutes that were answered within "
+                "the objective, and before their own deadlines. Below 99.9 %: the runbook of "
+                "NeuronaObjectiveMissed says what to look for.",
+                query(
+                    f"min by (version) (neurona_objective_met_ratio{{{VERSION}}})",
+                    "version {{version}}",
+                ),
+                unit="percentunit",
+                minimum=None,
+                maximum=1,
+                width=6,
+            ),
+            time_series(
+                "p99 latency and the objective",
+                "Beyond capacity p99 stays below the objective, since what would be late is "
+                "rejected. Far below it with rejections: the objective is too short for batches.",
+                query(quantile(0.99, REQUEST_SECONDS, VERSION, "version"), "version {{version}}"),
+                query(largest("neurona_latency_objective_seconds"), "objective of {{version}}"),
+                unit="s",
+                width=6,
+            ),
+            time_series(
+                "Late and dropped requests",
+                "Admitted requests that missed the objective. Dropped: those among them, and "
+                "those with a deadline, that were not run since they would have been late.",
+                query(missed, "missed, version {{version}}"),
+                query(
+                    rate("neurona_dropped_requests_total", VERSION, "version"),
+                    "dropped, version {{version}}",
+                ),
+                unit="reqps",
+                width=6,
+            ),
+            time_series(
+                "Time to retry after",
+                "What rejected requests were told (retry-after-ms): half and nine of ten were "
+                "told to wait less. It grows with what waits. Seconds: more replicas are missing.",
+                query(
+                    quantile(0.5, "neurona_retry_after_seconds", VERSION, "version"),
+                    "p50, version {{version}}",
+                ),
+                query(
+                    quantile(0.9, "neurona_retry_after_seconds", VERSION, "version"),
+                    "p90, version {{version}}",
+                ),
+                unit="s",
                 width=6,
             ),
         ],

@@ -175,6 +175,7 @@ def _objectives() -> Row:
                 query(burn_rate("errors"), "{{model}}"),
                 unit="none",
                 limit=14.4,
+                width=6,
             ),
             time_series(
                 "Latency budget burn rate, 1 h",
@@ -182,6 +183,7 @@ def _objectives() -> Row:
                 query(burn_rate("slow"), "{{model}}"),
                 unit="none",
                 limit=14.4,
+                width=6,
             ),
             time_series(
                 "Responses within the latency objective",
@@ -190,6 +192,20 @@ def _objectives() -> Row:
                 unit="percentunit",
                 minimum=None,
                 maximum=1,
+                width=6,
+            ),
+            time_series(
+                "Requests that met latency_objective_ms",
+                "Share of the admitted requests that the server answered within the objective of "
+                "their model, over 5 minutes. It rejects what would be late, so this stays near 1 "
+                "beyond capacity too. Empty: no model has an objective.",
+                query(
+                    'neurona:objective_met:ratio_rate5m{job=~"$job", model=~"$model"}', "{{model}}"
+                ),
+                unit="percentunit",
+                minimum=None,
+                maximum=1,
+                width=6,
             ),
         ],
     )

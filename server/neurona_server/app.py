@@ -171,7 +171,7 @@ class App:
         methods = {
             **Prediction(self._registry, self._metrics, limits, workers).methods(),
             **Sessions(self._registry, self._metrics, self._sessions, limits, workers).methods(),
-            **Models(self._registry, control).methods(),
+            **Models(self._registry, control, options.progress).methods(),
             **OpenInference(
                 self._registry,
                 self._metrics,

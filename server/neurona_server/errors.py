@@ -129,7 +129,7 @@ class UnavailableError(NeuronaError):
 
 
 class DeadlineExceededError(NeuronaError):
-    """The deadline passed before the request was run."""
+    """The deadline passed, or an admitted request could not be answered in time any more."""
 
     code = 4  # DEADLINE_EXCEEDED
     outcome = "expired"

@@ -5,6 +5,9 @@ NeuronaGpuMemoryNearLimit is missing, as it would need a full GPU. promtool test
 """
 
 import shutil
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -96,6 +99,35 @@ def test_rejected_requests_and_calls(tmp_path, start, fires, clears):
     with LoadGenerator([replica.channel], request("slow", x=np.ones(100_000, np.float32))):
         fires("NeuronaCallsRejected")
     clears("NeuronaCallsRejected")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_missed_objective(tmp_path, start, scraper, fires, clears):
+    """A machine that stops the process again and again: no admission can foresee when."""
+    onnx_models.save_slow(tmp_path / "slow" / "1" / "model.onnx", products=1)
+    replica = start(tmp_path, "--latency-objective-ms", "100")
+    with LoadGenerator([replica.channel], SLOW, callers=4):
+        scraper.until(
+            lambda: scraper.query('neurona:objective_met:ratio_rate1h{model="slow"} > 0.99'),
+            "the objective is met",
+        )
+        ended = threading.Event()
+        stalls = threading.Thread(target=_stall, args=(replica, ended))
+        stalls.start()
+        try:
+            fires("NeuronaObjectiveMissed", model="slow")
+        finally:
+            ended.set()
+            stalls.join()
+        clears("NeuronaObjectiveMissed")
+
+
+def _stall(replica, ended):
+    """Stop a server for longer than its objective, each second."""
+    while not ended.wait(0.7):
+        replica.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        replica.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("quiet")

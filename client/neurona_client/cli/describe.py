@@ -9,7 +9,7 @@ from neurona_client.cli.terminal import BOLD, coloured, printable
 
 if TYPE_CHECKING:
     from neurona_client.descriptions import ModelDescription, TensorSpec
-    from neurona_protos.prediction_pb2 import SequenceServing
+    from neurona_protos.prediction_pb2 import RunCost, SequenceServing
 
 NAME = "describe"
 SUMMARY = "show the inputs, outputs, labels and figures of a model"
@@ -69,15 +69,26 @@ def _properties(model: "ModelDescription") -> list[tuple[str, str]]:
         lines.append(("batches", f"up to {batching.limit_rows or batching.max_rows} rows"))
     else:
         lines.append(("batches", "no: requests run one by one"))
-    lines += [
-        ("run", f"{cost.rows} row{'s' if cost.rows > 1 else ''} in {cost.seconds * 1e3:.3g} ms")
-        for cost in batching.costs
-    ]
+    if batching.latency_objective_seconds:
+        text = f"{batching.latency_objective_seconds * 1e3:.3g} ms from arrival to answer"
+        lines.append(("objective", text))
+    lines += [("run", _cost_line(cost)) for cost in batching.costs]
     if model.message.HasField("sequences"):
         lines += _sequence_lines(model.message.sequences)
     lines += [("figure", f"{name} {value:.6g}") for name, value in sorted(model.figures.items())]
     lines += [("made", f"{name}: {text}") for name, text in sorted(model.provenance.items())]
     return lines
+
+
+def _cost_line(cost: "RunCost") -> str:
+    """Return what a batch of a size costs: its run, and all of it where that is known."""
+    line = f"{cost.rows} row{'s' if cost.rows > 1 else ''} in {cost.seconds * 1e3:.3g} ms"
+    cycles = {quantile.level: quantile.cycle_seconds * 1e3 for quantile in cost.quantiles}
+    if (median := cycles.get(0.5)) is not None:
+        line += f"; all of a batch in {median:.3g} ms"
+    if (slow := cycles.get(0.99)) is not None:
+        line += f", 99 % within {slow:.3g} ms"
+    return line
 
 
 def _sequence_lines(serving: "SequenceServing") -> list[tuple[str, str]]:

@@ -491,6 +491,7 @@ class _Part(Request):
         super().__init__(inputs, rows, request.group, request.deadline, request.priority, nbytes)
         self.first_row = first_row
         self.queue_timeout = request.queue_timeout
+        self.arrival_lag = request.arrival_lag
         self._request = request
         self._split: _SplitRequest | None = split
 

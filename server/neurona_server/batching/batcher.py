@@ -160,8 +160,6 @@ class Batcher:
         """Checks that outputs are an answer."""
         self.ranking: DeviceRanking | None = None
         """When a device ranks the classes of the answer."""
-        self.request_seconds = 0.0
-        """What receiving and parsing a request costs the transport's thread; 0.0: unknown."""
         self.free_memory: Callable[[], object] = lambda: None
         """Returns what arenas hold without need, after a run has found too little memory."""
         self._watchdog = watchdog or RunWatchdog()

@@ -54,6 +54,7 @@ class Request(ABC):
 
     __slots__ = (
         "_unfinished",
+        "arrival_lag",
         "deadline",
         "dequeued_at",
         "group",
@@ -86,6 +87,7 @@ class Request(ABC):
         self.holder: RequestHolder | None = None
         self.queue_timeout: QueueTimeout | None = None
         self.response_order: ResponseOrder | None = None  # of the requests it must not overtake
+        self.arrival_lag = 0.0  # seconds for which its bytes had waited unread
         self.queued_at = 0.0  # when the queue admitted it
         self.dequeued_at = 0.0  # when it left the queue to run
         # The thread that pops the only element finishes the request. list.pop is atomic, so of

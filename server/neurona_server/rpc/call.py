@@ -76,6 +76,13 @@ class Call(RequestIdentity, Protocol):
         """The deadline in seconds of the monotonic clock, inf if the caller set none."""
 
     @property
+    def arrived(self) -> float:
+        """When the request could have been read, in seconds of the monotonic clock.
+
+        Under load the transport's thread reads it later.
+        """
+
+    @property
     def grant(self) -> Grant:
         """The caller's rights; the transport has checked the right to call this method."""
 
@@ -110,6 +117,10 @@ class StreamCall(RequestIdentity, Protocol):
     @property
     def deadline(self) -> float:
         """See `Call.deadline`."""
+
+    @property
+    def arrived(self) -> float:
+        """See `Call.arrived`: of the latest message."""
 
     @property
     def grant(self) -> Grant:
@@ -209,13 +220,14 @@ def too_large_error(message: bytes, method: Unary | Streaming) -> TooLargeError:
 class BaseCall:
     """The identity of a call, from its metadata and its trace."""
 
-    __slots__ = ("_metadata", "_request_id", "trace")
+    __slots__ = ("_metadata", "_request_id", "arrived", "trace")
 
     def __init__(
         self, metadata: Metadata | Callable[[], Metadata | None], trace: CallTrace | None
     ) -> None:
         self._metadata = metadata
         self.trace = trace
+        self.arrived = time.monotonic()
         self._request_id: str  # set when it is needed first
 
     @property

@@ -34,7 +34,6 @@ LARGE_REQUEST, LARGE_RESPONSE = 1 << 20, 64 << 10
 """Bytes of a request, or expected ones of its response, from which on the response is not written
 in the transport's thread: writing the classes of a row takes a microsecond for every 20 bytes."""
 
-
 MAX_RETRIES = 3
 """How often a model is resolved again that another version replaces at that moment."""
 
@@ -52,6 +51,10 @@ class Responder(RequestIdentity, Protocol):
     @property
     def deadline(self) -> float:
         """The deadline in seconds of the monotonic clock, inf if the caller set none."""
+
+    @property
+    def arrived(self) -> float:
+        """See `Call.arrived`; 0.0 if it has waited for something else."""
 
     @property
     def defer(self) -> Defer | None:
@@ -467,6 +470,7 @@ def send(
     `retry` submits another one in its place.
     """
     responder, model = submission.responder, submission.model
+    submission.arrival_lag = submission.started - (responder.arrived or submission.started)
     responder.on_cancel(partial(cancel, submission))
     try:
         model.batcher.submit(submission, defer)

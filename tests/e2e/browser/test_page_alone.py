@@ -112,6 +112,22 @@ def test_shares_and_percentiles_are_computed_like_prometheus(browser, site):
     assert "25 % of requests" in browser.text("tbody .model")
 
 
+def test_the_share_of_requests_that_met_their_objective_is_shown(browser, site, screenshot):
+    for name, seconds in (("kept", 0.05), ("missed", 0.02), ("unused", 1.0), ("without", None)):
+        site.versions.append(VersionInfo(name, 1, "ready", [], False, 1.0))
+        site.metrics.for_version(name, 1).set_objective(seconds)
+    site.metrics.for_version("kept", 1).record_objective(19_999, 1)
+    site.metrics.for_version("missed", 1).record_objective(57, 43)
+    browser.open(site.url)
+    browser.wait_until("document.querySelectorAll('tbody .objective').length === 4")
+    texts = "[...document.querySelectorAll('tbody .objective')].map((e) => e.innerText).join()"
+    browser.wait_until(f"{texts}.includes('%')")
+    expected = ["99.99 % within 50 ms", "57 % within 20 ms", "objective 1.0 s", ""]
+    assert browser.evaluate(texts) == ",".join(expected)
+    assert browser.evaluate("document.querySelectorAll('.objective.missed').length") == 1
+    screenshot("objectives")
+
+
 def test_open_sessions_and_padding_are_shown(browser, site, screenshot):
     for name in ("lstm", "mlp"):
         site.versions.append(VersionInfo(name, 1, "ready", [], False, 1.0))

@@ -32,7 +32,7 @@ class Writer:
 class BaseCall:
     """Resolves the models that the test lists, one after the other; records the outcomes."""
 
-    deadline = math.inf
+    arrived, deadline = 0.0, math.inf
     trace = None
     request_id = trace_id = ""
 

@@ -338,6 +338,10 @@ class RegionUse:
         return self._responder.deadline
 
     @property
+    def arrived(self) -> float:
+        return self._responder.arrived
+
+    @property
     def defer(self) -> Defer | None:
         return self._responder.defer
 

@@ -56,6 +56,8 @@ class SequenceStep:
     It waits for its turn; then its response, or its error, gives the next step its turn.
     """
 
+    arrived = 0.0  # it may have waited for the steps before it
+
     __slots__ = (
         "_arrival",
         "_behind",

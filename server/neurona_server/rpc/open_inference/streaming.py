@@ -30,6 +30,7 @@ class PendingResponse:
         "_cancel",
         "_number",
         "_on_completed",
+        "arrived",
         "deadline",
         "defer",
         "error",
@@ -51,6 +52,7 @@ class PendingResponse:
         self._call = call
         self._number = number
         self.deadline = call.deadline
+        self.arrived = call.arrived
         self.defer = call.defer
         self.message = message
         """The serialized request, until it has been parsed or has a response."""

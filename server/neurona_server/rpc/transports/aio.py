@@ -450,6 +450,7 @@ class AioStreamCall(BaseCall):
                 finally:
                     budget.receiving.pop(self, None)
                 self.messages_received += 1
+                self.arrived = time.monotonic()
                 if not isinstance(message, bytes):  # grpc.aio.EOF
                     self.half_closed = True
                     self.stream.half_close()

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
@@ -54,12 +55,14 @@ from neurona_server.rpc.transports.listener import (
     ListenerOptions,
     bind,
 )
+from neurona_server.rpc.transports.read_progress import SAMPLING
 from neurona_server.telemetry.trace import CallTrace
 
 log = logging.getLogger(__name__)
 
-REQUESTED_CALLS = 256
-"""Calls that gRPC may hand over at once; others wait inside gRPC until one is accepted."""
+REQUESTED_CALLS = 2048
+"""Calls that gRPC may hand over at once; others wait inside gRPC until one is accepted, where it is
+not seen how long. Reading so many takes longer than requests should wait."""
 
 MAX_CALLS = 100_000
 """Unary calls in flight, of all connections; further ones are rejected."""
@@ -67,8 +70,16 @@ MAX_CALLS = 100_000
 RETRY_AFTER = 1.0
 """Seconds after which a call that exceeds MAX_CALLS may be retried."""
 
-MAX_EVENTS = 512
-"""Events after which deferred work runs although further events are ready."""
+MAX_EVENTS = 2048
+"""Events after which deferred work runs although further events are ready. A request has four, so
+these take as long as a batch of a short model that runs in this thread, several times. Beyond the
+capacity what is left unread would wait, and refusals with it."""
+
+BLOCKED_SECONDS = 50e-6
+"""A poll that takes longer has waited: no event was ready before."""
+
+MARKED_CALLS = 32
+"""Calls between two marks in the queue of events, which show how long events wait there."""
 
 CANCELLATION_TIMEOUT = 1.0
 """Seconds that calls have to end after they were cancelled."""
@@ -113,6 +124,10 @@ class CygrpcServer:
         # that number at the last question.
         self._waiting = False
         self._turns = self._last_turns = 0
+        self.progress = options.progress
+        self._calls_to_mark = MARKED_CALLS
+        # Since a measured turn began.
+        self.requests_read = self.messages_read = 0
         self._open_calls = 0  # unary ones; only the transport's thread counts them
         # Each stream with the time at which it is drained: the oldest comes first.
         self._streams: dict[CygrpcStreamCall, float] = {}
@@ -223,12 +238,18 @@ class CygrpcServer:
 
     def _serve(self) -> None:
         self.thread_id = threading.get_ident()
-        poll = self._queue.poll
+        poll, clock, progress = self._queue.poll, time.monotonic, self.progress
         while True:
             self._waiting = True
+            asked = clock()
             event = poll(self._poll_until())
+            if (now := clock()) - asked > BLOCKED_SECONDS:
+                progress.read_until = now
             self._waiting = False
             self._turns += 1
+            measured = not self._turns % SAMPLING
+            if measured:
+                started, self.requests_read, self.messages_read = time.thread_time(), 0, 0
             count = 0
             while event.completion_type != _TIMEOUT:
                 if event.completion_type == _SHUTDOWN:
@@ -243,7 +264,11 @@ class CygrpcServer:
                 if count >= MAX_EVENTS:
                     break
                 event = poll(_NOW)
+            else:
+                progress.read_until = clock()
             event = None
+            if measured and not self.messages_read:  # those of streams have many requests
+                progress.record_turn(time.thread_time() - started, self.requests_read)
             self._run_deferred()
 
     def _poll_until(self) -> float | None:
@@ -312,6 +337,9 @@ class CygrpcServer:
         if isinstance(method, Unary):
             call = CygrpcCall(self, event, grant, method, trace)
             self._open_calls += 1
+            self._calls_to_mark -= 1
+            if not self._calls_to_mark:
+                self._mark(event.call)
             self.receiving[call] = method.max_message_bytes
             return
         try:
@@ -321,6 +349,14 @@ class CygrpcServer:
             return
         if not stream.ended:
             self._streams[stream] = time.monotonic() + self._options.max_stream_age
+
+    def _mark(self, call: RawCall) -> None:
+        """Put a mark behind the events that are ready: what comes after it is younger than that."""
+        self._calls_to_mark = MARKED_CALLS
+        self.start_batch(call, (), partial(self._on_mark, time.monotonic()))
+
+    def _on_mark(self, marked: float, _: Event) -> None:
+        self.progress.read_until = max(self.progress.read_until, marked)
 
 
 class ReceivingCall(BaseCall):
@@ -359,6 +395,7 @@ class CygrpcCall(ReceivingCall):
     is_stream = False
 
     __slots__ = (
+        "_accepted",
         "_deadline",
         "_held",
         "_method",
@@ -386,6 +423,8 @@ class CygrpcCall(ReceivingCall):
         self._held = 0
         self._transport = transport
         self._raw = event.call
+        self.arrived = transport.progress.read_until
+        self._accepted = time.monotonic()
         self._deadline = event.call_details.deadline
         self._method = method
         self._on_cancel: list[Callable[[], None]] = []
@@ -463,7 +502,11 @@ class CygrpcCall(ReceivingCall):
             if len(message) > LARGE and (error := self._hold(len(message))) is not None:
                 self.fail(error)
                 return
+        # The message comes right after the call, unless the caller was slow to send it.
+        if transport.progress.read_until > self._accepted:
+            self.arrived = transport.progress.read_until
         self.request = message
+        transport.requests_read += 1
         transport.watch_close(self)
         try:
             method.start(self)
@@ -643,6 +686,8 @@ class CygrpcStreamCall(ReceivingCall):
             return
         message = event.batch_operations[0].message()
         self.messages_received += 1
+        self._transport.messages_read += 1
+        self.arrived = self._transport.progress.read_until
         try:
             if message is None:
                 if not event.success:

@@ -4,7 +4,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from neurona_server.address import UNIX
 from neurona_server.errors import ConfigError
@@ -17,6 +17,7 @@ from neurona_server.rpc.transports.connection_guard import (
     ConnectionGuard,
     ConnectionLimits,
 )
+from neurona_server.rpc.transports.read_progress import ReadProgress
 from neurona_server.telemetry.trace import CallTracer
 
 STOPPING = "the server is stopping; call again"
@@ -98,6 +99,8 @@ class ListenerOptions:
     """Let several processes listen on the same port and share its connections."""
     tracer: CallTracer | None = None
     """Traces the calls of methods that need a right; without it no call is traced."""
+    progress: ReadProgress = field(default_factory=ReadProgress)
+    """Where the transport writes how far it has read."""
 
     @property
     def max_stream_age(self) -> float:

@@ -32,6 +32,10 @@ class CoalescedResponder(RequestIdentity, Protocol):
     def deadline(self) -> float: ...
 
     @property
+    def arrived(self) -> float:
+        """See `Responder.arrived`."""
+
+    @property
     def defer(self) -> Defer:
         """See `Call.defer`."""
 
@@ -71,6 +75,8 @@ class CoalescedRequest(Request):
         self.started = started
         self.count = count
         self.rows_each = rows_each
+        if arrived := responder.arrived:
+            self.arrival_lag = started - arrived
         responder.on_cancel(partial(cancel, self))
 
     @property

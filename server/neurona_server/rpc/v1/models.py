@@ -37,14 +37,21 @@ from neurona_server.models.signature import TensorSpec
 from neurona_server.rpc.call import Call, Methods, Unary
 from neurona_server.rpc.control_calls import ControlCalls
 from neurona_server.rpc.security.access import Right
+from neurona_server.rpc.transports.read_progress import ReadProgress
 
 
 class Models:
     """Serves List, Describe, Load and Unload; the last two need `control`."""
 
-    def __init__(self, registry: Registry, control: ControlCalls | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        control: ControlCalls | None = None,
+        progress: ReadProgress | None = None,
+    ) -> None:
         self._registry = registry
         self._control = control
+        self._progress = progress or ReadProgress()
 
     def methods(self) -> Methods:
         path = "/neurona.v1.Models/"
@@ -114,7 +121,9 @@ class Models:
         except NeuronaError as error:
             call.fail(error)
         else:
-            call.reply(_model_description(model, entry).SerializeToString())
+            description = _model_description(model, entry)
+            description.batching.request_seconds = self._progress.request_seconds
+            call.reply(description.SerializeToString())
 
 
 # A description is made from one entry: the registry may replace it meanwhile.
@@ -211,7 +220,6 @@ def _batching(model: Model) -> Batching:
             )
             for rows, seconds in batcher.cost_model.seconds.items()
         ],
-        request_seconds=batcher.request_seconds,
         stalls=[
             Stall(seconds=seconds, per_second=per_second) for seconds, per_second in batcher.stalls
         ],

@@ -387,6 +387,8 @@ class SessionStream:
 class SessionResponder:
     """The `Responder` of a step."""
 
+    arrived = 0.0  # it may have waited for the steps before it
+
     __slots__ = (
         "_request_id",
         "_return_state",

@@ -90,10 +90,11 @@ class ResponseFraming:
 class StreamedResponder:
     """Delivers the responses to one or several requests of a stream."""
 
-    __slots__ = ("_stream", "deadline", "defer", "expected_bytes")
+    __slots__ = ("_stream", "arrived", "deadline", "defer", "expected_bytes")
 
     def __init__(self, stream: "PredictionStream", expected_bytes: int) -> None:
         self.deadline = stream.call.deadline
+        self.arrived = stream.arrived
         self.defer = stream.call.defer
         self.expected_bytes = expected_bytes
         """The size of each response. After their submission only the transport's thread uses it."""
@@ -136,6 +137,8 @@ class PredictionStream:
         self._open_streams = open_streams
         self._window = StreamWindow()
         self._received: deque[tuple[int, bytes]] = deque()  # not yet submitted
+        self.arrived = 0.0
+        """Of the requests that are being submitted: see `Responder.arrived`."""
         self._outstanding = 0  # submitted, and the response not sent
         self._completed: deque[tuple[StreamedResponder, Sequence[bytes]]] = deque()
         self._ready: deque[bytes] = deque()
@@ -148,7 +151,9 @@ class PredictionStream:
 
     def receive(self, message: bytes) -> None:
         self._received.extend(split_stream_message(message))
+        self.arrived = self.call.arrived
         self._submit_received()
+        self.arrived = 0.0  # the others wait for the client, which has responses to read
 
     def half_close(self) -> None:
         self._half_closed = True

@@ -35,6 +35,8 @@ function takeSnapshot(samples, at) {
   for (const { labels, value } of samplesOf("neurona_batch_rows_count")) versionOf(labels).runs = value;
   for (const { labels, value } of samplesOf("neurona_queue_rows")) versionOf(labels).queue = value;
   for (const { labels, value } of samplesOf("neurona_queue_oldest_seconds")) versionOf(labels).oldest = value;
+  for (const { labels, value } of samplesOf("neurona_latency_objective_seconds")) versionOf(labels).objective = value;
+  for (const { labels, value } of samplesOf("neurona_objective_met_ratio")) versionOf(labels).met = value;
   for (const { labels, value } of samplesOf("neurona_sessions_open")) versionOf(labels).sessions = value;
   for (const { labels, value } of samplesOf("neurona_sequence_steps_total")) versionOf(labels).steps = value;
   for (const { labels, value } of samplesOf("neurona_sequence_padding_steps_total")) versionOf(labels).padding = value;

@@ -5,6 +5,7 @@ const NAMES = [
   "neurona_version_share_ratio", "neurona_version_loading_seconds", "neurona_model_info",
   "neurona_model_degraded", "neurona_requests_total", "neurona_request_duration_seconds_bucket",
   "neurona_batch_rows_sum", "neurona_batch_rows_count", "neurona_queue_rows", "neurona_queue_oldest_seconds",
+  "neurona_latency_objective_seconds", "neurona_objective_met_ratio",
   "neurona_sessions_open", "neurona_sequence_steps_total", "neurona_sequence_padding_steps_total",
   "neurona_processes", "neurona_build_info", "neurona_open_streams", "neurona_rejected_calls_total",
   "process_start_time_seconds", "process_cpu_seconds_total", "process_resident_memory_bytes",

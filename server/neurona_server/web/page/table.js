@@ -16,7 +16,16 @@ const COLUMNS = [
   { id: "provider", name: "Provider", key: (f) => f.provider },
 ];
 
+const OBJECTIVE_SHARE = 0.99; // as neurona:objective:missed_ratio of the alerts
+
 const byName = new Intl.Collator("en", { numeric: true }).compare;
+
+/** Rounds down: "100 %" is said only if every request met the objective. */
+function showObjective({ objective, met }) {
+  if (objective === undefined) return "";
+  if (met === undefined) return `objective ${showSeconds(objective)}`;
+  return `${Math.floor(met * 1e4 + 1e-6) / 100} % within ${showSeconds(objective)}`;
+}
 
 class Table {
   constructor(table, changed) {
@@ -91,7 +100,10 @@ class Table {
     const [batch, padding] = [element("span"), element("span", { class: "padding" })];
     padding.title = "Steps that are padding, since sequences of different lengths shared a run";
     cells.batch.append(batch, padding);
-    const row = { node, cells, labels, svg, rate, state, flags, errors, outcomes, batch, padding, shown: "" };
+    const [p99, objective] = [element("span"), element("span", { class: "objective" })];
+    objective.title = "Admitted requests of the last 5 minutes that met the latency objective";
+    cells.p99.append(p99, objective);
+    const row = { node, cells, labels, svg, rate, state, flags, errors, outcomes, p99, objective, batch, padding, shown: "" };
     this.rows.set(figure.key, row);
     return row;
   }
@@ -120,7 +132,9 @@ class Table {
     setText(row.errors, served ? showRate(figure.errorRate) : NO_VALUE);
     setText(row.outcomes, figure.failed ? showErrors(figure.errors, figure.seconds) : "");
     setText(cells.p50, showSeconds(figure.p50));
-    setText(cells.p99, showSeconds(figure.p99));
+    setText(row.p99, showSeconds(figure.p99));
+    setText(row.objective, showObjective(figure));
+    row.objective.classList.toggle("missed", figure.met < OBJECTIVE_SHARE);
     setText(row.batch, Number.isFinite(figure.batch) ? figure.batch.toFixed(1) : NO_VALUE);
     const padded = figure.steps ? figure.padding / (figure.steps + figure.padding) : 0;
     setText(row.padding, padded >= 0.005 ? `${Math.round(100 * padded)} % padding` : "");

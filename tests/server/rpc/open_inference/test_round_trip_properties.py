@@ -25,7 +25,7 @@ NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 9)
 class Call:
     """A call without a transport."""
 
-    deadline = math.inf
+    arrived, deadline = 0.0, math.inf
     grant = UNRESTRICTED
 
     trace = None

@@ -1,0 +1,67 @@
+"""The commands and the code of server/docs/objectives.md work, and print what the page says."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from support import onnx_models
+from support.server_process import ServerProcess
+
+PAGE = (Path(__file__).parents[2] / "server" / "docs" / "objectives.md").read_text("utf-8")
+COMMANDS = re.findall(r"(?m)^    (\S.*)$", PAGE)
+PROGRAMS = Path(sys.executable).parent
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """What the first command starts, with the setting of the page's model.toml."""
+    (command,) = [one for one in COMMANDS if one.startswith("neurona-serve ")]
+    *flags, models = shlex.split(command)[1:]
+    folder = tmp_path_factory.mktemp("page") / models
+    onnx_models.save_classifier(folder / "lenet5" / "1" / "model.onnx")
+    (settings,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert tomllib.loads(settings) == {"latency_objective_ms": 50}
+    (folder / "lenet5" / "model.toml").write_text(settings)
+    with ServerProcess(folder, *flags) as server:
+        yield server
+
+
+def run(server, *command):
+    words = [word.replace("127.0.0.1:8002", server.metrics_address) for word in command]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_commands_work(server):
+    bench, describe, metrics = (
+        next(one for one in COMMANDS if one.startswith(start))
+        for start in ("neurona bench ", "neurona describe ", "curl ")
+    )
+    address = ["--address", server.address]
+    assert "p99" in run(server, PROGRAMS / "neurona", *shlex.split(bench)[1:], *address)
+    text = run(server, PROGRAMS / "neurona", *shlex.split(describe)[1:], *address)
+    assert re.search(r"objective +50 ms", text)
+    assert re.search(r"all of a batch in [\d.]+ ms", text)
+    text = run(server, "sh", "-c", metrics.replace("127.0.0.1:8002", server.metrics_address))
+    labels = '{model="lenet5",version="1"}'
+    assert f"neurona_latency_objective_seconds{labels} 0.05\n" in text
+
+
+def test_the_python_works(server):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code = code.replace("127.0.0.1:8001", server.address)
+    code = code.replace("np.zeros((8, 8), np.float32)", "np.zeros(4, np.float32)")
+    run(server, sys.executable, "-W", "error", "-c", code)
+
+
+def test_every_command_is_tested():
+    programs = {one.split()[0] for one in COMMANDS}
+    assert programs == {"neurona-serve", "neurona", "curl"}
+    assert len(COMMANDS) == 4
