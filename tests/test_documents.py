@@ -76,6 +76,7 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     options = set(Config.__struct_fields__)
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
+    metrics.watch_stalls(list)
     metrics.watch_process()
     series = {family.name for family in metrics.registry.collect()}
     series |= {"neurona_processes", "neurona_process_restarts"}
