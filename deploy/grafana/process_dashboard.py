@@ -103,6 +103,7 @@ def _cpu_and_memory() -> Row:
                 ),
                 query(f"sum by (process) {cpu}", "worker {{process}}"),
                 unit="none",
+                width=6,
             ),
             time_series(
                 "Memory",
@@ -116,6 +117,7 @@ def _cpu_and_memory() -> Row:
                     "worker {{process}}",
                 ),
                 unit="bytes",
+                width=6,
             ),
             time_series(
                 "Run time per second by model",
@@ -123,6 +125,20 @@ def _cpu_and_memory() -> Row:
                 query(rate("neurona_run_duration_seconds_sum", PROCESSES, "model"), "{{model}}"),
                 unit="none",
                 stacked=True,
+                width=6,
+            ),
+            time_series(
+                "Stalls of the machine",
+                "How often the process did not run though it was due, by the least seconds that "
+                "took: throttled by a CPU limit, or others use the CPUs. Stalls near a latency "
+                "objective make requests late that nothing else would have.",
+                query(
+                    f"max by (at_least) (neurona_stalls_per_second{{{PROCESSES}}})",
+                    "at least {{at_least}} s",
+                ),
+                unit="none",
+                logarithmic=True,
+                width=6,
             ),
         ],
     )

@@ -80,7 +80,8 @@ def error_codes() -> str:
 Every error is a gRPC status with a message that says what came and what was expected. The same
 statuses stand in the responses of streams. An unforeseen error is `INTERNAL`, with a text that
 tells nothing of the server's inside; its log has the traceback. A failed call carries
-`x-request-id` in its trailing metadata; a full queue also `retry-after-ms`.
+`x-request-id` in its trailing metadata, and one that was `rejected` for want of room or time also
+`retry-after-ms`: see [latency objectives](objectives.md#what-refused-callers-do).
 
 {_table(("Status", "When", "Outcome in metrics", "Class in `errors.py`"), sorted(rows))}"""
 
@@ -90,6 +91,7 @@ def _families() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     registry = CollectorRegistry(auto_describe=True)
     server = Metrics(registry)
     server.watch_versions(list)
+    server.watch_stalls(list)
     server.watch_process()
     for collector in registry._collector_to_names:
         if isinstance(collector, MetricWrapperBase):

@@ -156,6 +156,7 @@ class App:
         process = supervision.process if supervision else None
         self._tracing = _make_tracing(config, self._metrics, process)
         self._watchdog = RunWatchdog()
+        self._metrics.watch_stalls(self._watchdog.stalls.rates)
         self._serving = threading.Event()
         self._reconciler = self._make_reconciler()
         limits = Limits(

@@ -28,6 +28,7 @@ def exposed():
     metrics = Metrics(registry)
     metrics.watch_process()
     metrics.watch_versions(lambda: ())
+    metrics.watch_stalls(list)
     families = [
         *registry.collect(),
         *MultiprocessCollector(2).collect(),

@@ -12,7 +12,7 @@ from support import onnx_models
 from support.server_process import ServerProcess
 
 PAGE = (Path(__file__).parents[2] / "server" / "docs" / "objectives.md").read_text("utf-8")
-COMMANDS = re.findall(r"(?m)^    (\S.*)$", PAGE)
+COMMANDS = re.findall(r"(?m)^    (\S.*)$", re.sub(r"(?ms)^```.*?^```$", "", PAGE))
 PROGRAMS = Path(sys.executable).parent
 
 pytestmark = pytest.mark.slow
@@ -32,9 +32,8 @@ def server(tmp_path_factory):
         yield server
 
 
-def run(server, *command):
-    words = [word.replace("127.0.0.1:8002", server.metrics_address) for word in command]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+def run(*command):
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -45,11 +44,11 @@ def test_the_commands_work(server):
         for start in ("neurona bench ", "neurona describe ", "curl ")
     )
     address = ["--address", server.address]
-    assert "p99" in run(server, PROGRAMS / "neurona", *shlex.split(bench)[1:], *address)
-    text = run(server, PROGRAMS / "neurona", *shlex.split(describe)[1:], *address)
+    assert "p99" in run(PROGRAMS / "neurona", *shlex.split(bench)[1:], *address)
+    text = run(PROGRAMS / "neurona", *shlex.split(describe)[1:], *address)
     assert re.search(r"objective +50 ms", text)
     assert re.search(r"all of a batch in [\d.]+ ms", text)
-    text = run(server, "sh", "-c", metrics.replace("127.0.0.1:8002", server.metrics_address))
+    text = run("sh", "-c", metrics.replace("127.0.0.1:8002", server.metrics_address))
     labels = '{model="lenet5",version="1"}'
     assert f"neurona_latency_objective_seconds{labels} 0.05\n" in text
 
@@ -58,7 +57,7 @@ def test_the_python_works(server):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     code = code.replace("127.0.0.1:8001", server.address)
     code = code.replace("np.zeros((8, 8), np.float32)", "np.zeros(4, np.float32)")
-    run(server, sys.executable, "-W", "error", "-c", code)
+    run(sys.executable, "-W", "error", "-c", code)
 
 
 def test_every_command_is_tested():

@@ -8,117 +8,35 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple
 
+from neurona_server.batching.backlog import Backlog, Cost, Merge, MergedBacklog
 from neurona_server.batching.batch import Batch
+from neurona_server.batching.complete_batches import CompleteBatches, ready_rows
 from neurona_server.batching.device_scheduler import NewCondition
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
 from neurona_server.batching.request import Request
+from neurona_server.batching.request_heap import RequestHeap
 from neurona_server.errors import InvalidArgumentError, QueueFullError, UnavailableError
 
 NO_LIMIT = 1 << 62
 """Of rows."""
 
-Cost = Callable[[int, Hashable], float]
-"""Seconds of a run by its rows and group: `CostModel.predict`."""
+NO_ROWS: Mapping[Priority, int] = {}
 
-
-class Backlog:
-    """The waiting rows of each group, and the predicted seconds to run them.
-
-    The sum is read often, so only the groups that changed since the last reading are predicted
-    again. Not thread-safe.
-    """
-
-    def __init__(self, cost: Cost) -> None:
-        self._cost = cost
-        self._seconds: dict[Hashable, float] = {}
-        self._changed_groups: set[Hashable] = set()
-        self._total = 0.0
-        self._max_batch_rows = 0
-        self.rows: dict[Hashable, int] = {}
-
-    def add(self, group: Hashable, rows: int) -> None:
-        """Count rows that joined the queue or, if negative, that left it."""
-        remaining = self.rows.get(group, 0) + rows
-        self._changed_groups.add(group)
-        if remaining:
-            self.rows[group] = remaining
-        else:
-            del self.rows[group]
-
-    def seconds(self, max_batch_rows: int) -> float:
-        """Return the predicted seconds to run all rows in batches of `max_batch_rows`."""
-        if max_batch_rows != self._max_batch_rows:
-            self._max_batch_rows = max_batch_rows
-            self._changed_groups.update(self.rows)
-        for group in self._changed_groups:
-            self._total -= self._seconds.pop(group, 0.0)
-            if rows := self.rows.get(group, 0):
-                self._seconds[group] = self._group_seconds(group, rows, max_batch_rows)
-                self._total += self._seconds[group]
-        self._changed_groups.clear()
-        if not self.rows:
-            self._total = 0.0  # removes rounding errors
-        return self._total
-
-    def _group_seconds(self, group: Hashable, rows: int, max_batch_rows: int) -> float:
-        full, rest = divmod(rows, max_batch_rows)
-        seconds = full * self._cost(max_batch_rows, group) if full else 0.0
-        return seconds + (self._cost(rest, group) if rest else 0.0)
-
-
-class MergedBacklog(Backlog):
-    """The backlog of a model whose batches have requests of several groups.
-
-    Groups of few rows do not run one by one: what their runs cost more than their share of full
-    batches is divided by the number of groups that a batch has if all are full.
-    """
-
-    def __init__(self, cost: Cost) -> None:
-        super().__init__(cost)
-        self._shares: dict[Hashable, tuple[float, int]] = {}
-        self._share_total = 0.0  # seconds, if all batches are full
-        self._batches = 0  # if each group runs by itself
-
-    def seconds(self, max_batch_rows: int) -> float:
-        changed = {*self._changed_groups}
-        if max_batch_rows != self._max_batch_rows:
-            changed.update(self.rows)
-        separate = super().seconds(max_batch_rows)
-        for group in changed:
-            share, batches = self._shares.pop(group, (0.0, 0))
-            self._share_total -= share
-            self._batches -= batches
-            if rows := self.rows.get(group, 0):
-                share = self._cost(max_batch_rows, group) * rows / max_batch_rows
-                batches = -(-rows // max_batch_rows)
-                self._shares[group] = share, batches
-                self._share_total += share
-                self._batches += batches
-        if not self.rows:
-            self._share_total = 0.0
-            return 0.0
-        full_batches = math.ceil(sum(self.rows.values()) / max_batch_rows)
-        share = min(self._share_total, separate)
-        return share + (separate - share) * full_batches / self._batches
-
+GROUPS_TO_OFFER = 8
+"""Groups that a transport's thread is offered for its next batch. If it takes none of them, the
+instances serve all."""
 
 Accept = Callable[[int, Hashable], bool]
 """Whether to take a batch, by the most rows that it can have and its group."""
 
-Merge = Callable[[Hashable, Mapping[Hashable, int], int], Sequence[Hashable]]
-"""The groups of a batch, in the order in which they fill it: first its leader's.
-
-By the group of the leader, the waiting rows of each group of its priority, and the most rows of any
-batch. It must be fast, and take no lock that a thread holds which uses the queue."""
-
-
-ChooseRows = Callable[[Hashable, int], int]
-"""Returns the rows of the next batch, 0 to wait for more, by the group of the request that leads it
-and the rows that wait for it.
+ChooseRows = Callable[[Hashable, int, Request], int]
+"""Returns the rows of the next batch, 0 to wait for more, by the group of the request that leads
+it, the rows that wait for it, and that request.
 
 It must be fast, and take no lock that a thread holds which uses the queue. While it says 0 it is
 asked again with each arrival."""
@@ -131,13 +49,18 @@ _FINISH_TAG = attrgetter("finish_tag")
 
 
 class _Level:
-    """The waiting requests of one priority. Not thread-safe."""
+    """The waiting requests of one priority. Not thread-safe.
+
+    Those that have waited too long, and are served after all others of the level, are kept apart
+    as the delayed ones.
+    """
 
     __slots__ = (
         "arrivals",
         "backlog",
         "counts",
         "delayed",
+        "delayed_lanes",
         "finish_tag",
         "lanes",
         "nbytes",
@@ -147,43 +70,70 @@ class _Level:
         "weight",
     )
 
-    def __init__(self, priority: Priority, cost: Cost) -> None:
+    def __init__(self, priority: Priority, backlog: Backlog) -> None:
         self.priority = priority
         self.weight = WEIGHTS[priority]
         self.lanes: dict[Hashable, _Lane] = {}
-        """The requests of each group."""
-        self.arrivals: OrderedDict[Request, None] = OrderedDict()
-        """All of them, the newest last."""
-        self.delayed: set[Request] = set()
-        """Those that have waited too long, and are served after all others of the level."""
+        """The requests of each group that are not delayed."""
+        self.arrivals: _Lane = OrderedDict()
+        """All of these, the newest last."""
+        self.delayed_lanes: dict[Hashable, _Lane] = {}
+        self.delayed: _Lane = OrderedDict()
+        """All of these, in the order in which their time was over."""
         self.counts: dict[Request, int] = {}
         """The requests of callers that each stands for, if there is a limit of these."""
         self.requests = 0
         """The sum of these counts."""
         self.rows = 0
         self.nbytes = 0
-        self.backlog = Backlog(cost)
+        self.backlog = backlog
         self.finish_tag = 0.0
 
-    def lane_in_order(self, group: Hashable) -> Iterable[Request]:
+    def __iter__(self) -> Iterator[Request]:
+        """Return the requests in the order in which they are served."""
+        return chain(self.arrivals, self.delayed)
+
+    def __reversed__(self) -> Iterator[Request]:
+        return chain(reversed(self.delayed), reversed(self.arrivals))
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self.arrivals or request in self.delayed
+
+    def remove(self, request: Request) -> None:
+        """Remove a request from its lane."""
+        if request in self.arrivals:
+            del self.arrivals[request]
+            lanes = self.lanes
+        else:
+            del self.delayed[request]
+            lanes = self.delayed_lanes
+        lane = lanes[request.group]
+        del lane[request]
+        if not lane:
+            del lanes[request.group]
+
+    def delay(self, request: Request) -> None:
+        """Have a request served after all others."""
+        self.remove(request)
+        self.delayed[request] = None
+        self.delayed_lanes.setdefault(request.group, OrderedDict())[request] = None
+
+    def lane_in_order(self, group: Hashable) -> Iterator[Request]:
         """Return the requests of a group in the order in which they are served."""
-        lane = self.lanes.get(group, ())
-        if not self.delayed:
-            return lane
-        return sorted(lane, key=self.delayed.__contains__)
+        return chain(self.lanes.get(group, ()), self.delayed_lanes.get(group, ()))
 
-    def first_group(self, groups: Iterable[Hashable]) -> Hashable:
-        """Return the group of the lane whose first request is served before those of the others."""
-        if not self.delayed:
-            if groups is self.lanes:
-                return next(iter(self.arrivals)).group
-            return min(groups, key=lambda group: next(iter(self.lanes[group])).queued_at)
+    def first(self) -> Request:
+        """Return the request that is served first."""
+        return next(iter(self.arrivals or self.delayed))
 
-        def rank(group: Hashable) -> tuple[bool, float]:
-            first = next(iter(self.lane_in_order(group)))
-            return first in self.delayed, first.queued_at
+    def first_groups(self, count: int) -> Sequence[Hashable]:
+        """Return some of the groups whose requests have waited for long."""
+        return [*islice(self.lanes or self.delayed_lanes, count)]
 
-        return min(groups, key=rank)
+    def oldest(self) -> float:
+        """Return the time since which requests wait."""
+        heads = [next(iter(lane)).queued_at for lane in (self.arrivals, self.delayed) if lane]
+        return min(heads)
 
 
 def _is_counted(request: Request) -> bool:
@@ -243,12 +193,19 @@ class Queue:
         # Start-time fair queueing (Goyal, Vin and Cheng 1996): the finish tag of a level has the
         # rows that it has taken, divided by its weight. The virtual time is the start tag of the
         # level that was served last, at which one that was empty begins.
-        self._levels = tuple(_Level(priority, cost) for priority in Priority)
+        self._levels = tuple(_Level(one, Backlog(cost, policy.max_rows)) for one in Priority)
         self._virtual_time = 0.0
         self._rows = 0
         self._bytes = 0
         self._interrupted: deque[Batch] = deque()  # batches to run again
-        self._next_timeout = math.inf  # no waiting request has to leave or to be delayed before
+        self._timeouts = RequestHeap()  # when a request has to leave or to be delayed
+        # Where batches wait to be filled: when a request has to run for its deadline, and the
+        # groups that need not wait for more.
+        self._latest_starts = RequestHeap()
+        self._complete_batches: CompleteBatches | None = None
+        if policy.max_delay:
+            self._complete_batches = CompleteBatches(self._ready_rows, self._level_of)
+        self._readiness_limit: int | None = None  # the most rows of a batch, at the last look
         self._cost = cost
         self._merge: Merge | None = None
         self.limit_rows: Callable[[Hashable, int], int] | None = None
@@ -274,8 +231,8 @@ class Queue:
     def request_count(self) -> int:
         """The number of waiting requests."""
         with self._lock:
-            arrivals = [request for level in self._levels for request in level.arrivals]
-        return sum([one.count for one in arrivals if _is_counted(one)])
+            waiting = [*chain.from_iterable(self._levels)]
+        return sum([one.count for one in waiting if _is_counted(one)])
 
     @property
     def merge(self) -> Merge | None:
@@ -287,7 +244,11 @@ class Queue:
         self._merge = merge
         self.limit_rows = None
         for level in self._levels:
-            level.backlog = Backlog(self._cost) if merge is None else MergedBacklog(self._cost)
+            level.backlog = (
+                Backlog(self._cost, self.max_batch_rows)
+                if merge is None
+                else MergedBacklog(self._cost, self.max_batch_rows, merge)
+            )
 
     @property
     def closed(self) -> bool:
@@ -348,12 +309,21 @@ class Queue:
             state = "closed" if self._closed else "open"
             return f"<Queue {state}: {requests} requests, {self._rows} rows, {self._bytes} bytes>"
 
-    def put(self, requests: Sequence[Request], *, notify: bool = True) -> Sequence[Request]:
+    def put(
+        self,
+        requests: Sequence[Request],
+        *,
+        notify: bool = True,
+        displace: Mapping[Priority, int] = NO_ROWS,
+    ) -> Sequence[Request]:
         """Admit all of the requests, which have one priority, or none; never blocks.
 
         If there is no room for them, they displace the newest requests of the lowest level below
         theirs, and then of the next one, as many as necessary. Each level keeps the share of the
         queue that is its share of the runs: requests of one level cannot shut the others out.
+
+        They also displace the newest requests of the levels in `displace`, as many as have so many
+        rows: admission says so where they would otherwise be late.
 
         Without `notify` no thread in `wait` wakes up: the caller takes care of the batch.
 
@@ -391,6 +361,8 @@ class Queue:
                     )
                 for request in displaced:
                     self._remove(request)
+            if displace:
+                displaced = [*displaced, *self._remove_newest(displace)]
             now = self._clock()
             for request in requests:
                 self._add(request, now)
@@ -443,7 +415,7 @@ class Queue:
     def discard(self, request: Request) -> None:
         """Remove a finished request if it is still waiting."""
         with self._lock:
-            if request in self._levels[request.priority].arrivals:
+            if request in self._levels[request.priority]:
                 self._remove(request)
 
     def close(self) -> None:
@@ -455,7 +427,7 @@ class Queue:
     def clear(self) -> list[Request]:
         """Remove and return all waiting requests."""
         with self._lock:
-            requests = [request for level in self._levels for request in level.arrivals]
+            requests = [*chain.from_iterable(self._levels)]
             for request in requests:
                 self._remove(request)
             requests += [request for batch in self._interrupted for request in batch.requests]
@@ -467,14 +439,22 @@ class Queue:
         # A level that was empty has no claim on the turns that it did not use.
         level.finish_tag = self._next_start_tag(level)
         request.queued_at = now
-        if (timeout := request.queue_timeout) is not None:
-            self._next_timeout = min(self._next_timeout, now + timeout.seconds)
         request.holder = self
-        level.lanes.setdefault(request.group, OrderedDict())[request] = None
+        if (lane := level.lanes.get(request.group)) is None:
+            lane = level.lanes[request.group] = OrderedDict()
+        lane[request] = None
         level.arrivals[request] = None
-        if self._policies is not None and _is_counted(request):
-            level.counts[request] = request.count
-            level.requests += request.count
+        if self._policies is not None:
+            if _is_counted(request):
+                level.counts[request] = request.count
+                level.requests += request.count
+            if self._has_timeouts and (timeout := request.queue_timeout) is not None:
+                self._timeouts.add(request, now + timeout.seconds)
+        if (complete := self._complete_batches) is not None:
+            complete.note_change(request.group)
+            if request.deadline != math.inf:
+                run = self._cost(self.max_batch_rows, request.group)
+                self._latest_starts.add(request, request.deadline - run)
         rows, nbytes = request.rows, request.nbytes
         level.rows += rows
         level.nbytes += nbytes
@@ -485,14 +465,20 @@ class Queue:
     def _remove(self, request: Request) -> None:
         level = self._levels[request.priority]
         group = request.group
-        lane = level.lanes[group]
-        del lane[request]
-        if not lane:
-            del level.lanes[group]
-        del level.arrivals[request]
+        if level.delayed:
+            level.remove(request)
+        else:
+            lane = level.lanes[group]
+            del lane[request]
+            if not lane:
+                del level.lanes[group]
+            del level.arrivals[request]
         if self._policies is not None:
-            level.delayed.discard(request)
             level.requests -= level.counts.pop(request, 0)
+            self._timeouts.discard(request)
+        if (complete := self._complete_batches) is not None:
+            complete.note_change(group)
+            self._latest_starts.discard(request)
         rows, nbytes = request.rows, request.nbytes
         level.rows -= rows
         level.nbytes -= nbytes
@@ -503,6 +489,9 @@ class Queue:
     def _find_displaceable(self, priority: Priority, rows: int, nbytes: int) -> Sequence[Request]:
         """Return requests below `priority` that take `rows` and `nbytes`; none if too few do."""
         displaceable: dict[Request, None] = {}
+        below = self._levels[priority + 1 :]
+        if rows > sum([one.rows for one in below]) or nbytes > sum([one.nbytes for one in below]):
+            return ()
         for lower in reversed(Priority):
             if lower <= priority:
                 break
@@ -510,13 +499,13 @@ class Queue:
             share = level.weight / ALL_WEIGHTS
             spare_rows = level.rows - int(self._policy.max_queue_rows * share)
             spare_bytes = level.nbytes - int(self._policy.max_queue_bytes * share)
-            for newest in reversed(level.arrivals):
+            for newest in reversed(level):
                 if (rows > 0 and spare_rows <= 0) or (nbytes > 0 and spare_bytes <= 0):
                     break  # what is needed is the level's own share
                 if newest in displaceable:
                     continue
                 for request in newest.parts:  # without one of them the others are useless
-                    if request in level.arrivals:
+                    if request in level:
                         displaceable[request] = None
                         spare_rows -= request.rows
                         spare_bytes -= request.nbytes
@@ -525,6 +514,19 @@ class Queue:
                 if rows <= 0 and nbytes <= 0:
                     return list(displaceable)
         return ()
+
+    def _remove_newest(self, level_rows: Mapping[Priority, int]) -> Sequence[Request]:
+        """Remove and return the newest requests of each level that have so many rows."""
+        removed: list[Request] = []
+        for priority, rows in level_rows.items():
+            level = self._levels[priority]
+            kept = max(0, level.rows - rows)
+            while level.rows > kept:
+                for request in next(reversed(level)).parts:  # useless without the others
+                    if request in level:
+                        self._remove(request)
+                        removed.append(request)
+        return removed
 
     def _next_start_tag(self, level: _Level) -> float:
         return level.finish_tag if level.rows else max(level.finish_tag, self._virtual_time)
@@ -540,29 +542,24 @@ class Queue:
             )
 
     def _oldest(self) -> float:
-        heads = [next(iter(lane)) for level in self._levels for lane in level.lanes.values()]
-        return min([head.queued_at for head in heads])
+        return min([level.oldest() for level in self._levels if level.rows])
+
+    def _level_of(self, group: Hashable) -> int | None:
+        """Return the most urgent level with requests of a group, None if none waits."""
+        return next((one.priority for one in self._levels if group in one.backlog.rows), None)
 
     def _apply_timeouts(self) -> Sequence[Request]:
         """Delay the requests that have waited too long, or remove and return them."""
-        now = self._clock()
         removed: list[Request] = []
-        if now < self._next_timeout:
-            return removed
-        self._next_timeout = math.inf
-        for level in self._levels:
-            for request in [*level.arrivals]:
-                timeout = request.queue_timeout
-                if timeout is None or request in level.delayed:
-                    continue
-                end = request.queued_at + timeout.seconds
-                if now < end:
-                    self._next_timeout = min(self._next_timeout, end)
-                elif timeout.delays:
-                    level.delayed.add(request)
-                else:
-                    self._remove(request)
-                    removed.append(request)
+        for request in self._timeouts.pop_until(self._clock()):
+            assert request.queue_timeout is not None  # noqa: S101  for the type checker
+            if request.queue_timeout.delays:
+                self._levels[request.priority].delay(request)
+                if self._complete_batches is not None:
+                    self._complete_batches.note_change(request.group)
+            else:
+                self._remove(request)
+                removed.append(request)
         return removed
 
     def _seconds_until_ready(self, *, chooses: bool = True) -> float | None:
@@ -578,75 +575,72 @@ class Queue:
             return self._seconds_by_choice(self.choose_rows)
         if not self._policy.max_delay or self._closed or self._find_ready_group() is not None:
             return 0.0
-        waiting = [request for level in self._levels for request in level.arrivals]
-        latest = min([r.deadline - self._cost(self.max_batch_rows, r.group) for r in waiting])
-        ready = min(self._oldest() + self._policy.max_delay, latest)
+        ready = min(self._oldest() + self._policy.max_delay, self._latest_starts.first)
         if self._has_timeouts:
-            ready = min(ready, self._next_timeout)
+            ready = min(ready, self._timeouts.first)
         return max(0.0, ready - self._clock())
 
     def _seconds_by_choice(self, choose_rows: ChooseRows) -> float:
         """Return the seconds for which the next batch waits because of `choose_rows`."""
-        if self._closed or self._policy.preferred_rows or self._choose(choose_rows, self._leader()):
+        if self._closed or self._policy.preferred_rows or self._choose(choose_rows):
             return 0.0
         now = self._clock()
         if self._choice_end == math.inf:
             self._choice_end = now + self.choice_wait
         seconds = max(0.0, self._choice_end - now)
-        return min(seconds, max(0.0, self._next_timeout - now)) if self._has_timeouts else seconds
+        return min(seconds, max(0.0, self._timeouts.first - now)) if self._has_timeouts else seconds
 
     def _leader(self) -> tuple[_Level, Hashable]:
         """Return the level whose turn it is, and the group of its first request."""
         levels = [level for level in self._levels if level.rows]
         turn = levels[0] if len(levels) == 1 else min(levels, key=_FINISH_TAG)
-        return turn, turn.first_group(turn.lanes)
+        return turn, turn.first().group
 
-    def _choose(self, choose_rows: ChooseRows, leader: tuple[_Level, Hashable]) -> int:
+    def _choose(self, choose_rows: ChooseRows) -> int:
         """Return the rows of the next batch by `choose_rows`, 0 if it is to wait."""
-        level, group = leader
+        level, group = self._leader()
         if self._merge is None:
-            return choose_rows(group, self.group_rows(group))
-        groups, limit = self._merge_groups(level, group)
-        return choose_rows(group, min(limit, sum(map(self.group_rows, groups))))
+            return choose_rows(group, self.group_rows(group), level.first())
+        limit = self._row_limit(group)
+        groups = self._merge_groups(level, group, limit)
+        waiting = min(limit, sum(map(self.group_rows, groups)))
+        return choose_rows(group, waiting, level.first())
 
     def _find_ready_group(self) -> tuple[Hashable, int] | None:
         """Return a group of which a batch need not wait for more, and the rows of the batch."""
-        for level in self._levels:
-            for group in level.lanes:
-                if rows := self._ready_rows(self._levels, group):
-                    return group, rows
+        complete = self._complete_batches
+        assert complete is not None  # noqa: S101  for the type checker
+        if self._readiness_limit not in (None, self.max_batch_rows):
+            complete.check_all(chain.from_iterable(one.backlog.rows for one in self._levels))
+        self._readiness_limit = self.max_batch_rows
+        if (ready := complete.find()) is not None:
+            return ready
         if self._merge is not None and not self._policy.preferred_rows:
             for level in self._levels:
                 if not level.rows:
                     continue
-                leader = level.first_group(level.lanes)
-                groups, limit = self._merge_groups(level, leader)
-                if self._merged_rows(level, groups) >= limit:
-                    return leader, limit
+                leader = level.first().group
+                limit = self._row_limit(leader)
+                if level.rows >= limit:
+                    groups = self._merge_groups(level, leader, limit)
+                    if self._merged_rows(level, groups) >= limit:
+                        return leader, limit
         return None
 
-    def _ready_rows(self, levels: Sequence[_Level], group: Hashable) -> int:
+    def _ready_rows(self, group: Hashable, first: _Level | None = None) -> int:
         """Return the rows of a batch that need not wait for more, 0 if it may grow.
 
-        It is the largest batch of a preferred size or, if the next request would exceed all of
-        these, what there is.
+        With `first` the requests of that level are the first of the batch.
         """
         limit = self.max_batch_rows
         preferred = [size for size in self._policy.preferred_rows if size <= limit]
         if not preferred:
             return limit if self.group_rows(group) >= limit else 0
-        largest = max(preferred)
-        rows = ready = 0
-        for level in levels:
-            for request in level.lane_in_order(group):
-                if rows and rows + request.rows > largest:
-                    ready = ready or rows
-                if rows + request.rows > limit and rows:
-                    return ready
-                rows += request.rows
-                if rows in preferred:
-                    ready = rows
-        return ready or (rows if rows >= largest else 0)
+        levels: Iterable[_Level] = self._levels
+        if first is not None:
+            levels = [first, *[level for level in levels if level is not first]]
+        in_order = chain.from_iterable(level.lane_in_order(group) for level in levels)
+        return ready_rows(in_order, preferred)
 
     def _form_batch(self, accept: Accept | None, max_rows: int) -> Batch | None:
         batch = Batch()
@@ -659,23 +653,26 @@ class Queue:
         delay = self._policy.max_delay
         if delay and self._oldest() + delay > self._clock() and (ready := self._find_ready_group()):
             # The most urgent level leads: nothing has waited for longer than it should.
-            group, limit = ready
-            turn = next(level for level in self._levels if group in level.lanes)
+            group, rows = ready
+            limit = min(limit, rows)
+            turn = next(level for level in self._levels if group in level.backlog.rows)
         if accept is not None and not accept(self._rows_of_batch(turn, group), group):
-            short = [one for one in turn.lanes if accept(self._rows_of_batch(turn, one), one)]
+            offered = turn.first_groups(GROUPS_TO_OFFER)
+            short = [one for one in offered if accept(self._rows_of_batch(turn, one), one)]
             if not short:
                 return batch if batch.expired else None
-            group = turn.first_group(short)
+            group = min(short, key=lambda one: next(turn.lane_in_order(one)).queued_at)
         if self._policy.preferred_rows and not delay:
-            in_turn = [turn, *[level for level in self._levels if level is not turn]]
-            limit = self._ready_rows(in_turn, group) or limit
+            limit = self._ready_rows(group, turn) or limit
         groups: Sequence[Hashable] = (group,)
         if self._merge is not None:
-            groups, most = self._merge_groups(turn, group, accept)
+            most = self._row_limit(group)
+            groups = self._merge_groups(turn, group, most, accept)
             limit = min(self._merged_limit(turn, groups, limit, most), max_rows)
         if self.choose_rows is not None and not delay and not self._policy.preferred_rows:
             waiting = min(limit, sum(map(self.group_rows, groups)))
-            limit = min(limit, self.choose_rows(group, waiting) or limit)
+            first = next(turn.lane_in_order(group))
+            limit = min(limit, self.choose_rows(group, waiting, first) or limit)
             self._choice_end = math.inf
         rows = self._fill_from(turn, batch, groups, 0, limit)
         batch.level_rows[turn.priority] = rows
@@ -688,24 +685,27 @@ class Queue:
                 rows = filled
         return batch
 
+    def _row_limit(self, leader: Hashable) -> int:
+        """Return the most rows of a batch that a request of a group leads."""
+        limit = self.max_batch_rows
+        return limit if self.limit_rows is None else self.limit_rows(leader, limit)
+
     def _merge_groups(
-        self, level: _Level, leader: Hashable, accept: Accept | None = None
-    ) -> tuple[Sequence[Hashable], int]:
-        """Return the groups and the most rows of a batch that the oldest request of a lane leads.
+        self, level: _Level, leader: Hashable, limit: int, accept: Accept | None = None
+    ) -> Sequence[Hashable]:
+        """Return the groups of a batch of `limit` rows that the oldest request of a lane leads.
 
         Only those of its level are merged: a less urgent request does not make it take longer. With
         `accept` the batch is one that it accepts, or the leader's group alone.
         """
         assert self._merge is not None  # noqa: S101  for the type checker
-        limit = self.max_batch_rows
-        if self.limit_rows is not None:
-            limit = self.limit_rows(leader, limit)
-        groups = self._merge(leader, level.backlog.rows, limit)
+        assert isinstance(level.backlog, MergedBacklog)  # noqa: S101  for the type checker
+        groups = self._merge.choose(leader, level.backlog, limit)
         if accept is not None and len(groups) > 1:
             rows = min(sum(map(self.group_rows, groups)), limit)
             if not all(accept(rows, group) for group in groups):
-                return (leader,), limit
-        return groups, limit
+                return (leader,)
+        return groups
 
     def _merged_rows(self, level: _Level, groups: Sequence[Hashable]) -> int:
         return sum([level.backlog.rows.get(group, 0) for group in groups])
@@ -727,31 +727,34 @@ class Queue:
 
     def _rows_of_batch(self, level: _Level, group: Hashable) -> int:
         """Return the most rows of a batch that the oldest request of a lane leads."""
-        oldest = next(iter(level.lanes[group]))
+        oldest = next(level.lane_in_order(group))
         return max(oldest.rows, min(self.group_rows(group), self.max_batch_rows))
 
     def _fill_from(
         self, level: _Level, batch: Batch, groups: Sequence[Hashable], rows: int, limit: int
     ) -> int:
         for group in groups:
-            if group in level.lanes:
+            if rows >= limit:
+                break
+            if group in level.backlog.rows:
                 rows = self._fill(batch, level, group, rows, limit)
         return rows
 
     def _fill(self, batch: Batch, level: _Level, group: Hashable, rows: int, limit: int) -> int:
         """Move requests from one lane into the batch, and return the rows of the batch."""
         now = self._clock()
-        lane = level.lanes[group]
-        in_order = iter([*level.lane_in_order(group)]) if level.delayed else None
-        while lane:
-            request = next(iter(lane)) if in_order is None else next(in_order)
-            if request.deadline <= now:
-                batch.expired.append(request)
-            elif batch.requests and rows + request.rows > limit:
-                break
-            elif not request.finished:  # another thread is about to discard a finished one
-                request.dequeued_at = now
-                rows += request.rows
-                batch.requests.append(request)
-            self._remove(request)
+        lanes = (level.lanes, level.delayed_lanes) if level.delayed else (level.lanes,)
+        for one in lanes:
+            lane = one.get(group)
+            while lane:
+                request = next(iter(lane))
+                if request.deadline <= now:
+                    batch.expired.append(request)
+                elif batch.requests and rows + request.rows > limit:
+                    return rows
+                elif not request.finished:  # another thread is about to discard a finished one
+                    request.dequeued_at = now
+                    rows += request.rows
+                    batch.requests.append(request)
+                self._remove(request)
         return rows

@@ -20,9 +20,9 @@ from neurona_server.models.signature import Signature
 from neurona_server.models.synthetic_inputs import make_inputs
 from neurona_server.sequences.cellular import (
     INITIAL_OVERHEAD,
+    MergeOfAllLengths,
     SequenceSlots,
     choose_chunk,
-    merge_all_lengths,
 )
 from neurona_server.sequences.cost import SequenceCostModel
 from neurona_server.sequences.form import SequenceForm
@@ -119,7 +119,7 @@ def choose_sequence_batching(
                 on_join=costs.note_sequence,
             )
         )
-        batcher.queue.merge = merge_all_lengths
+        batcher.queue.merge = MergeOfAllLengths()
     return choice
 
 

@@ -110,6 +110,7 @@ PER_PROCESS_GAUGES = (
     "neurona_run_predicted_seconds",
     "neurona_batch_limit_rows",
     "neurona_inline",
+    "neurona_stalls_per_second",
 )
 """The gauges that are not merged."""
 

@@ -8,16 +8,18 @@ It is one file since all that is known of a row, between two runs, is in arrays 
 running and leaving share.
 """
 
+import itertools
 import math
 import time
 from bisect import insort
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurona_server.batching.backlog import MergedBacklog, Place
 from neurona_server.batching.batch import (
     BatchError,
     BatchOutputs,
@@ -671,17 +673,31 @@ def _most_in_a_second(left: Ints, seconds: NDArray[np.float64]) -> tuple[int, fl
     return CHUNK_STEPS[best], float(rates[best])
 
 
-def merge_all_lengths(leader: Hashable, rows: Mapping[Hashable, int], _: int) -> Sequence[Hashable]:
-    """Return all groups that share runs with the leader's: the `Merge` of a queue."""
-    if len(rows) == 1 or not isinstance(leader, LengthGroup):
-        return (leader,)
-    base = leader.base
-    others = [
-        group
-        for group in rows
-        if group != leader and isinstance(group, LengthGroup) and group.base == base
-    ]
-    return (leader, *others)
+class MergeOfAllLengths:
+    """The `Merge` of a queue whose requests join runs between steps: lengths do not matter."""
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+
+    def place(self, group: Hashable) -> Place | None:
+        """Return a place behind those of the groups that wait already: see `Merge`."""
+        return Place(group.base, next(self._count)) if isinstance(group, LengthGroup) else None
+
+    def choose(
+        self, leader: Hashable, waiting: MergedBacklog, max_batch_rows: int
+    ) -> Sequence[Hashable]:
+        """Return groups that fill a batch, the leader's first: see `Merge`."""
+        if len(waiting.rows) == 1 or not isinstance(leader, LengthGroup):
+            return (leader,)
+        groups: list[Hashable] = [leader]
+        rows = waiting.rows[leader]
+        for _, group in waiting.family(leader)[0]:
+            if rows >= max_batch_rows:
+                break
+            if group != leader:
+                groups.append(group)
+                rows += waiting.rows[group]
+        return groups
 
 
 def _without_steps(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -3,10 +3,9 @@
 It is alone since a queue calls it under its lock, whatever a batch is joined of.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Hashable, Sequence
 
+from neurona_server.batching.backlog import Cost, MergedBacklog, Place
 from neurona_server.sequences.ragged import LengthGroup
 
 LIMIT_READS = 2000
@@ -22,10 +21,8 @@ EXPLORED_RUNS = 64
 """Runs with fewer rows than there could be after which one has more: a cost that was measured while
 the machine was busy would otherwise never be corrected."""
 
-Cost = Callable[[int, Hashable], float]
-"""Seconds by the rows and the group of a run."""
-
-_STEPS = itemgetter(1)
+MAX_SKIPS = 4
+"""Lengths that are passed over for one with fewer rows: each costs the prediction of a run."""
 
 
 class RowLimits:
@@ -110,49 +107,60 @@ class LengthMerger:
         self._batch_seconds = batch_seconds
         self._limits = RowLimits(batch_sizes)
 
-    def __call__(
-        self, leader: Hashable, rows: Mapping[Hashable, int], limit: int
+    def place(self, group: Hashable) -> Place | None:
+        """Return the base and the steps of a group: see `Merge`."""
+        return Place(group.base, group.steps) if isinstance(group, LengthGroup) else None
+
+    def choose(
+        self, leader: Hashable, waiting: MergedBacklog, max_batch_rows: int
     ) -> Sequence[Hashable]:
-        """Return the groups of a batch: see `Merge`."""
-        if len(rows) == 1 or not isinstance(leader, LengthGroup) or rows[leader] >= limit:
+        """Return the groups of a batch: see `Merge`.
+
+        It looks at the next shorter and the next longer sequences only, so that it takes no longer
+        the more lengths wait.
+        """
+        rows, predict = waiting.rows, self._predict
+        if len(rows) == 1 or not isinstance(leader, LengthGroup) or rows[leader] >= max_batch_rows:
             return (leader,)
-        base, predict = leader.base, self._predict
-        others = sorted(
-            [
-                group
-                for group in rows
-                if isinstance(group, LengthGroup) and group != leader and group[0] == base
-            ],
-            key=_STEPS,
-        )
-        above = bisect_left(others, leader.steps, key=_STEPS)
-        below = above - 1
+        family, index = waiting.family(leader)
+        if len(family) == 1:
+            return (leader,)
+        below, above = index - 1, index + 1
         groups: list[Hashable] = [leader]
-        longest, total = leader, rows[leader]
-        waiting = sum(rows.values()) - total
+        longest: Hashable = leader
+        total = rows[leader]
+        others = waiting.total_rows - total
         seconds = predict(total, longest)
-        while total < limit and (below >= 0 or above < len(others)):
-            best, best_value, best_seconds = None, 0.0, seconds
-            for index in (below, above):
-                if not 0 <= index < len(others):
+        skips = MAX_SKIPS
+        savings: dict[int, float] = {}  # by the index, if all rows of a group join the batch
+        while total < max_batch_rows and (below >= 0 or above < len(family)):
+            best, best_value, best_seconds = -1, 0.0, seconds
+            for candidate in (below, above):
+                if not 0 <= candidate < len(family):
                     continue
-                group = others[index]
-                count = min(rows[group], limit - total)
-                joint = predict(total + count, group if index == above else longest)
-                saved = self._seconds_alone(group, rows[group], count, limit) - (joint - seconds)
-                value = saved * waiting - (joint - seconds) * total
+                group = family[candidate][1]
+                count = min(rows[group], max_batch_rows - total)
+                saved = savings.get(candidate) if count == rows[group] else None
+                if saved is None:
+                    saved = self._seconds_saved(group, rows[group], count, max_batch_rows)
+                    if count == rows[group]:
+                        savings[candidate] = saved
+                joint = predict(total + count, group if candidate == above else longest)
+                more = joint - seconds
+                value = (saved - more) * others - more * total
                 if value > best_value:
-                    best, best_value, best_seconds = index, value, joint
-            if best is None:
-                if below < 0:
+                    best, best_value, best_seconds = candidate, value, joint
+            if best < 0:
+                if below < 0 or not skips:
                     break
+                skips -= 1
                 below -= 1  # a shorter one with fewer rows may fit
                 continue
-            group = others[best]
-            count = min(rows[group], limit - total)
+            group = family[best][1]
+            count = min(rows[group], max_batch_rows - total)
             groups.append(group)
             total += count
-            waiting -= count
+            others -= count
             seconds = best_seconds
             if best == above:
                 longest = group
@@ -167,15 +175,15 @@ class LengthMerger:
             return limit
         return self._limits.next(group, limit, self._seconds_of_row)
 
-    def _seconds_alone(self, group: LengthGroup, rows: int, count: int, limit: int) -> float:
+    def _seconds_saved(self, group: Hashable, rows: int, count: int, limit: int) -> float:
         """Return what the runs of a group alone take less if `count` of its rows run elsewhere."""
-        limit = self._limits.best(group, limit, self._seconds_of_row)
-        if rows > limit:
-            return count * self._seconds_of_row(limit, group)
-        seconds = self._predict(rows, group)
-        if count < rows:
-            return seconds - self._predict(rows - count, group)
-        return seconds + self._batch_seconds
+        if rows > 1:  # a single one is never too many
+            limit = self._limits.best(group, limit, self._seconds_of_row)
+            if rows > limit:
+                return count * self._seconds_of_row(limit, group)
+            if count < rows:
+                return self._predict(rows, group) - self._predict(rows - count, group)
+        return self._predict(rows, group) + self._batch_seconds
 
     def _seconds_of_row(self, rows: int, group: Hashable) -> float:
         return (self._predict(rows, group) + self._batch_seconds) / rows

@@ -5,7 +5,6 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +34,12 @@ examples:
   neurona-simulate --costs lenet5.json --rate 3000 --find objective
 """
 
+DEFAULT_REQUESTS = 30_000
+"""Simulated unless the time is given: they show p99.9, in a few seconds."""
+
+MIN_SECONDS, MAX_SECONDS = 0.5, 60.0
+"""Of them, in virtual time."""
+
 COLUMNS = (
     *("model", "rate/s", "goodput/s", "mean ms", "p50 ms", "p99 ms", "p99.9 ms"),
     *("refused", "dropped", "in time", "batch", "busy"),
@@ -60,13 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Path(options.save).write_bytes(content + b"\n")
     except (OSError, ValueError) as error:
         _fail(parser, error)
-    run: Simulate = partial(
-        simulate,
-        seconds=options.seconds,
-        warm_up=options.warm_up,
-        seed=options.seed,
-        folder=folder,
-    )
+
+    def run(scenario: Scenario) -> Report:
+        seconds = options.seconds or min(
+            MAX_SECONDS, max(MIN_SECONDS, DEFAULT_REQUESTS / scenario.rate)
+        )
+        return simulate(
+            scenario, seconds, warm_up=options.warm_up, seed=options.seed, folder=folder
+        )
+
     try:
         answer, lines = _answer(options, scenario, run)
     except OSError as error:  # a trace
@@ -105,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--deadline-ms", type=_not_negative, help="deadline of all requests; 0: none")
     add("--replicas", type=_count, help="servers")
     add("--balancer", choices=("round_robin", "least_outstanding"), help="which server gets what")
-    add("--seconds", type=_positive, default=10.0, help="virtual time that is counted (10)")
+    add("--seconds", type=_positive, help="virtual time that is counted (that of 30000 requests)")
     add("--warm-up", type=_not_negative, default=1.0, help="seconds before that (1)")
     add("--seed", type=int, default=1, help="of chance: the same one gives the same report (1)")
     add("--find", choices=("replicas", "rate", "objective"), help="what to search for")
@@ -166,14 +173,14 @@ def _scenario(options: argparse.Namespace) -> Scenario:
 def _answer(
     options: argparse.Namespace, scenario: Scenario, run: Simulate
 ) -> tuple[object, list[str]]:
-    """Return the answer to the command's question, for programs and for people."""
+    """Return the answer to the command's question, as JSON and as lines of text."""
     target = Target(options.p99_ms / 1000, options.unanswered)
     kept = f"p99 {options.p99_ms:g} ms with at most {options.unanswered:.2%} unanswered"
     if options.find == "replicas":
-        found, reports = find_replicas(scenario, target, run)
-        lines = [f"{_servers(found.replicas)} for {scenario.rate:g} requests a second: {kept}", ""]
+        enough, reports = find_replicas(scenario, target, run)
+        lines = [f"{_servers(enough.replicas)} for {scenario.rate:g} requests a second: {kept}", ""]
         lines += _table(reports)
-        return {"replicas": found.replicas, "reports": _dictionaries(reports)}, lines
+        return {"replicas": enough.replicas, "reports": _dictionaries(reports)}, lines
     if options.find == "rate":
         rate, reports = find_rate(scenario, target, run)
         lines = [f"{rate:.4g} requests a second with {_servers(scenario.replicas)}: {kept}", ""]

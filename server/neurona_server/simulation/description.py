@@ -34,7 +34,7 @@ def describe_models(address: str, names: Sequence[str] = ()) -> list[dict[str, A
         try:
             if not names:
                 listed = stub.List(ListModelsRequest(), timeout=TIMEOUT, wait_for_ready=True)
-                names = [model.name for model in listed.models]
+                names = [summary.model for summary in listed.models]
             messages = [
                 stub.Describe(DescribeModelRequest(model=name), timeout=TIMEOUT) for name in names
             ]

@@ -38,7 +38,7 @@ class Outcomes:
     in_time: int = 0
     """Answered within the deadline and the latency objective, where there are any."""
     answered_rows: int = 0
-    """Of the answers in time."""
+    """Of the answers in time between the same times, whenever their requests arrived."""
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     """From arrival to answer."""
     refusal_latencies: "array[float]" = field(default_factory=lambda: array("d"))
@@ -236,18 +236,21 @@ class SimulatedModel:
     ) -> None:
         """Count a request that has ended."""
         self._on_end()
-        if not self._measured_from <= request.arrived < self._measured_until:
-            return
-        outcomes = self.outcomes
+        outcomes, ended = self.outcomes, self.kernel.now
+        is_counted = self._measured_from <= request.arrived < self._measured_until
         if error is None:
-            now = cast(float, outputs[0]) if outputs else self.kernel.now
-            outcomes.latencies.append(now - request.arrived)
-            if now <= request.deadline and now - request.queued_at <= self._objective:
-                outcomes.in_time += 1
+            ended = cast(float, outputs[0]) if outputs else ended
+            in_time = ended <= request.deadline and ended - request.queued_at <= self._objective
+            if in_time and self._measured_from <= ended < self._measured_until:
                 outcomes.answered_rows += request.rows
+            if is_counted:
+                outcomes.latencies.append(ended - request.arrived)
+                outcomes.in_time += in_time
+        elif not is_counted:
+            pass
         elif isinstance(error, QueueFullError):
             outcomes.refused += 1
-            outcomes.refusal_latencies.append(self.kernel.now - request.arrived)
+            outcomes.refusal_latencies.append(ended - request.arrived)
             if error.retry_after:
                 outcomes.hints.append(error.retry_after)
         elif isinstance(error, DeadlineExceededError):
@@ -255,7 +258,7 @@ class SimulatedModel:
                 outcomes.dropped += 1
             else:  # it is too short for any answer
                 outcomes.refused += 1
-                outcomes.refusal_latencies.append(self.kernel.now - request.arrived)
+                outcomes.refusal_latencies.append(ended - request.arrived)
         else:
             outcomes.failed += 1
 

@@ -95,18 +95,32 @@ class Transport:
         self._unread.append(arrival)
         if not self._is_busy:
             self._is_busy = True
-            self._events = 0
-            self._read_next()
+            self._read_all()
 
-    def _read_next(self) -> None:
-        seconds = self._server.request_seconds[self._unread[0].model]
-        if seconds:
-            self.busy_seconds += seconds
-            self._kernel.at(self._server.stalls.finish(self._kernel.now, seconds), self._read)
-        else:
-            self._read()
+    def _read_all(self) -> None:
+        """Read what can be read, up to the next request that takes time."""
+        while True:
+            while self._unread and self._events < MAX_EVENTS:
+                if seconds := self._server.request_seconds[self._unread[0].model]:
+                    self.busy_seconds += seconds
+                    end = self._server.stalls.finish(self._kernel.now, seconds)
+                    self._kernel.at(end, self._read_on)
+                    return
+                self._read()
+            self._events = 0
+            if self._deferred:
+                self._kernel.wake(self._process)
+                return
+            if not self._unread:
+                self._is_busy = False
+                return
+
+    def _read_on(self) -> None:
+        self._read()
+        self._read_all()
 
     def _read(self) -> None:
+        self._events += 1
         arrival = self._unread.popleft()
         self._server.models[arrival.model].submit(
             arrival.time,
@@ -116,20 +130,6 @@ class Transport:
             group=arrival.group,
             defer=self._defer,
         )
-        self._events += 1
-        if self._unread and self._events < MAX_EVENTS:
-            self._read_next()
-        elif self._deferred:
-            self._kernel.wake(self._process)
-        else:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        self._events = 0
-        if self._unread:
-            self._read_next()
-        else:
-            self._is_busy = False
 
     def _defer(self, callback: Deferred) -> None:
         self._deferred[callback] = None
@@ -138,17 +138,14 @@ class Transport:
         """Do what was deferred whenever all has been read: the loop of the thread."""
         while True:
             self._kernel.suspend()
-            while True:
-                unfinished: dict[Deferred, None] = {}
-                while self._deferred:
-                    deferred, self._deferred = self._deferred, {}
-                    for callback in deferred:
-                        if callback():
-                            unfinished[callback] = None
-                self._deferred = unfinished
-                if self._unread or not unfinished:
-                    break
-            self._go_on()
+            unfinished: dict[Deferred, None] = {}
+            while self._deferred:
+                deferred, self._deferred = self._deferred, {}
+                for callback in deferred:
+                    if callback():
+                        unfinished[callback] = None
+            self._deferred = unfinished
+            self._read_all()  # which wakes this thread again if something is deferred
 
 
 class SimulatedServer:

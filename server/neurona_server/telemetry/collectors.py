@@ -125,6 +125,25 @@ class MemoryLimitCollector(Collector):
         return [GaugeMetricFamily("neurona_memory_limit_bytes", text, value=limit)]
 
 
+class StallCollector(Collector):
+    """How often the process could not run though it was due, by duration, read at each scrape."""
+
+    def __init__(self, list_rates: Callable[[], Iterable[tuple[float, float]]]) -> None:
+        """`list_rates` returns durations in seconds and the stalls a second that are as long."""
+        self._list_rates = list_rates
+
+    def collect(self) -> Iterable[Metric]:
+        rates = GaugeMetricFamily(
+            "neurona_stalls_per_second",
+            "Stalls of the process (it was due, and did not run) of the last 10 minutes that took "
+            "at_least so many seconds. Admission reckons with them; no requests run meanwhile.",
+            labels=["at_least"],
+        )
+        for seconds, rate in self._list_rates():
+            rates.add_metric([str(seconds)], rate)
+        return [rates]
+
+
 class LogLineCollector(Collector):
     """Lines of the process's log that were not written, by reason."""
 

@@ -44,6 +44,7 @@ from neurona_server.telemetry.collectors import (
     LoadingCollector,
     LogLineCollector,
     MemoryLimitCollector,
+    StallCollector,
     VersionInfo,
     VersionStateCollector,
 )
@@ -363,6 +364,10 @@ class Metrics:
     def watch_devices(self, list_devices: Callable[[], Iterable[DeviceInfo]]) -> None:
         """Report the GPUs that models are loaded on, as they are at each scrape."""
         self.devices.list_devices = list_devices
+
+    def watch_stalls(self, list_rates: Callable[[], Iterable[tuple[float, float]]]) -> None:
+        """Add how often the process is stalled: durations, and the stalls a second as long."""
+        self.registry.register(StallCollector(list_rates))
 
     def watch_process(
         self, gpus: GpuCollector | None = None, *, triton_metrics: bool = False

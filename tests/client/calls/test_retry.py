@@ -1,4 +1,4 @@
-"""Timeouts of all sizes, and waiting for servers that are not reachable yet."""
+"""Timeouts of all sizes, refused requests, and servers that are not reachable yet."""
 
 import asyncio
 import math
@@ -7,7 +7,16 @@ import threading
 import numpy as np
 import pytest
 
-from neurona_client import AsyncClient, Client, DeadlineExceededError, Retries
+from neurona_client import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    NeuronaError,
+    OverloadedError,
+    Retries,
+)
+from neurona_client.calls.retry import with_retries
+from neurona_client.calls.steps import Deadline, Pause
 
 ROW = np.array([1, 2, 3, 4], np.float32)
 
@@ -79,3 +88,52 @@ def test_wait_until_ready_accepts_the_name_of_one_model(make_server):
         pytest.raises(DeadlineExceededError, match="model 'nobody' "),
     ):
         client.wait_until_ready(1.0, models="nobody")
+
+
+class Pool:
+    """One server, always the same."""
+
+    closed_reason = ""
+
+    def pick(self, _last=None):
+        return "server"
+
+
+def attempts(outcomes, *, timeout=None, max_attempts=5):
+    """Return the pauses between attempts that end so, and the error of the last one."""
+    call = with_retries(
+        Pool(), Retries(max_attempts=max_attempts), Deadline(timeout), lambda *_: "step"
+    )
+    pauses = []
+    step = next(call)
+    try:
+        for outcome in outcomes:
+            assert step == "step"
+            step = call.throw(outcome)
+            if isinstance(step, Pause):
+                pauses.append(step.timeout)
+                step = next(call)
+    except NeuronaError as error:
+        return pauses, error
+    return pauses, None
+
+
+def test_a_refused_request_is_sent_again_after_the_time_that_the_server_says():
+    refusals = [OverloadedError("full", retry_after=seconds) for seconds in (0.2, 7.0, 0.01)]
+    pauses, error = attempts(refusals, max_attempts=3)
+    assert error is refusals[-1]  # not slept upon: the caller decides
+    for pause, refusal in zip(pauses, refusals[:2], strict=True):
+        assert refusal.retry_after <= pause <= 1.5 * refusal.retry_after
+
+
+def test_a_refused_request_that_would_be_too_late_fails_at_once():
+    refusal = OverloadedError("full", retry_after=0.6)
+    assert attempts([refusal], timeout=0.5) == ([], refusal)
+    too_large = OverloadedError("too large")
+    assert attempts([too_large]) == ([], too_large)
+
+
+def test_a_request_that_the_server_has_dropped_is_not_sent_again():
+    text = "deadline too short: it cannot be answered in time any more"
+    pauses, error = attempts([DeadlineExceededError(text)], timeout=60)
+    assert (pauses, str(error)) == ([], text)

@@ -85,6 +85,14 @@ def test_a_level_keeps_its_share_of_the_queue():
         queue.put([request(priority=HIGH)])
 
 
+def test_the_newest_give_place_as_far_as_admission_says(queue):
+    low = fill(queue, *[request() for _ in range(4)])
+    normal = fill(queue, request(3, NORMAL))
+    assert queue.put([request(1, HIGH)], displace={LOW: 2}) == [low[3], low[2]]
+    assert queue.put([request(1, HIGH)], displace={LOW: 9, NORMAL: 1}) == [low[1], low[0], *normal]
+    assert queue.rows == 2
+
+
 def test_rows_within_a_level_s_share_are_not_displaced_because_its_bytes_exceed_theirs():
     queue = Queue(BatchPolicy(max_rows=4, max_queue_rows=21, max_queue_bytes=1000), Clock())
     wide = FakeRequest({"x": np.zeros((1, 20))}, 1, "a", priority=LOW)

@@ -270,7 +270,7 @@ class TestChoiceOfRows:
     @pytest.fixture
     def queue(self, clock):
         queue = Queue(BatchPolicy(max_rows=8), clock)
-        queue.choose_rows = lambda group, rows: {1: 0, 5: 3}.get(rows, rows)
+        queue.choose_rows = lambda group, rows, oldest: {1: 0, 5: 3}.get(rows, rows)
         queue.choice_wait = 0.5
         return queue
 
@@ -301,14 +301,22 @@ class TestChoiceOfRows:
 
     def test_a_waiting_thread_takes_the_batch_when_the_wait_is_over(self):
         queue = Queue(BatchPolicy(max_rows=8))
-        queue.choose_rows, queue.choice_wait = lambda group, rows: 0, 0.001
+        queue.choose_rows, queue.choice_wait = lambda *_: 0, 0.001
         put(queue, request())
         assert queue.wait()
         assert queue.take_batch().rows == 1
 
     def test_what_the_operator_has_decided_counts_more(self, clock):
         queue = Queue(BatchPolicy(max_rows=8, max_delay=1.0), clock)
-        queue.choose_rows = lambda group, rows: 1
+        queue.choose_rows = lambda *_: 1
         put(queue, request(), request())
         clock.now += 1.0
         assert queue.take_batch().rows == 2
+
+    def test_the_choice_knows_the_request_that_leads(self, queue, clock):
+        asked = []
+        queue.choose_rows = lambda *question: asked.append(question) or 1
+        oldest, urgent = request(group="b"), request(priority=Priority.HIGH)
+        put(queue, oldest, urgent, request())
+        assert [queue.take_batch().requests for _ in range(2)] == [[urgent], [oldest]]
+        assert asked == [("a", 2, urgent)] * 2 + [("b", 1, oldest)] * 2

@@ -233,6 +233,7 @@ def test_gauges_are_merged_by_their_rule():
 def test_every_gauge_has_a_rule_or_is_per_process():
     metrics = Metrics(CollectorRegistry())
     metrics.watch_versions(list)
+    metrics.watch_stalls(list)
     metrics.watch_process(GpuCollector(FakeNvml()), triton_metrics=True)
     gauges = {metric.name for metric in metrics.registry.collect() if metric.type == "gauge"}
     assert gauges == {*MERGE_RULES, *PER_PROCESS_GAUGES, *DERIVED_GAUGES}

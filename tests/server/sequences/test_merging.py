@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fakes import Clock, FakeRequest
 
+from neurona_server.batching.backlog import MergedBacklog
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.queue import Queue
 from neurona_server.sequences.merging import EXPLORED_RUNS, LIMIT_READS, LengthMerger, RowLimits
@@ -26,7 +27,14 @@ def group(steps):
 
 def merge(leader, rows, limit=64, **costs):
     merger = LengthMerger(lambda count, one: cost(count, one, **costs), batch_seconds=0.0)
-    return merger(group(leader), {group(steps): count for steps, count in rows.items()}, limit)
+    return choose(merger, group(leader), {group(one): count for one, count in rows.items()}, limit)
+
+
+def choose(merger, leader, rows, limit=64):
+    waiting = MergedBacklog(merger._predict, limit, merger)
+    for one, count in rows.items():
+        waiting.add(one, count)
+    return merger.choose(leader, waiting, limit)
 
 
 def request(steps, rows=1, **options):
@@ -85,8 +93,8 @@ def test_other_sizes_never_share_a_batch():
     merger = LengthMerger(cost)
     other = LengthGroup(((5,),), 10)
     odd = ((10, 3), (12, 3))
-    assert merger(group(10), {group(10): 1, other: 1, odd: 1}, 64) == [group(10)]
-    assert merger(odd, {group(10): 1, odd: 1}, 64) == (odd,)
+    assert choose(merger, group(10), {group(10): 1, other: 1, odd: 1}) == (group(10),)
+    assert choose(merger, odd, {group(10): 1, odd: 1}) == (odd,)
 
 
 def test_a_batch_costs_something_beside_its_run():
@@ -94,8 +102,8 @@ def test_a_batch_costs_something_beside_its_run():
         return cost(rows, one, fixed=0, step=0, row=1e-6)
 
     rows = {group(steps): 1 for steps in (9, 10)}
-    assert LengthMerger(run_cost, batch_seconds=0.0)(group(9), rows, 64) == [group(9)]
-    assert LengthMerger(run_cost)(group(9), rows, 64) == [group(9), group(10)]
+    assert choose(LengthMerger(run_cost, batch_seconds=0.0), group(9), rows) == [group(9)]
+    assert choose(LengthMerger(run_cost), group(9), rows) == [group(9), group(10)]
 
 
 def test_long_sequences_share_no_batch_that_is_slower_than_two():

@@ -288,7 +288,9 @@ def test_any_mix_gives_the_answers_of_single_requests(loaded, name):
 
 def test_different_lengths_share_a_run(loaded, monkeypatch):
     model, session = loaded("lstm")
-    monkeypatch.setattr(model.batcher.queue, "_merge", lambda _, rows, __: sorted(rows))
+    monkeypatch.setattr(
+        model.batcher.queue._merge, "choose", lambda _, waiting, __: sorted(waiting.rows)
+    )
     kind = MODELS["lstm"]
     before = count_steps(model)
     requests = [new_request(model, kind.make_inputs(1, steps)) for steps in (5, 6, 7, 5)]

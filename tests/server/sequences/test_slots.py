@@ -14,9 +14,9 @@ from neurona_server.batching.policy import BatchPolicy
 from neurona_server.errors import DeadlineExceededError, QueueFullError
 from neurona_server.sequences.cellular import (
     INITIAL_OVERHEAD,
+    MergeOfAllLengths,
     OverheadEstimate,
     SequenceSlots,
-    merge_all_lengths,
 )
 from neurona_server.sequences.cost import SequenceCostModel
 from neurona_server.sequences.form import LENGTHS, STATE, SequenceForm
@@ -174,7 +174,7 @@ def served_batcher(**policy):
     costs.measure_steps(lambda rows, steps: cost(rows, LengthGroup((), steps)), (8, 64))
     slots = SequenceSlots(FORM, costs.predict, 64, batch_sizes=SIZES, clock=batcher.clock)
     batcher.use_slots(lambda: slots)
-    batcher.queue.merge = merge_all_lengths
+    batcher.queue.merge = MergeOfAllLengths()
     batcher._slots.append(slots)
 
     def pass_time(inputs):

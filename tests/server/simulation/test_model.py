@@ -34,11 +34,11 @@ def simulate(rate, seconds, costs, *, instances=1, seed=1, **policy):
 
 
 def test_single_requests_wait_as_in_an_m_d_1_queue():
-    model = simulate(70.0, 90.0, BatchCosts.linear(0.01, 0.0, [1]), max_rows=1)
+    model = simulate(70.0, 60.0, BatchCosts.linear(0.01, 0.0, [1]), max_rows=1)
     # Pollaczek and Khinchine: the load 0.7, a fixed service time of 10 ms.
     expected = 0.01 + 0.7 * 0.01 / (2 * (1 - 0.7))
     assert np.mean(model.outcomes.latencies) == pytest.approx(expected, rel=0.07)
-    assert model.outcomes.busy / 90.0 == pytest.approx(0.7, rel=0.03)
+    assert model.outcomes.busy / 60.0 == pytest.approx(0.7, rel=0.03)
 
 
 def test_two_instances_run_at_once():

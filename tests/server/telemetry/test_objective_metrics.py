@@ -117,3 +117,11 @@ def test_the_time_after_which_to_retry_is_recorded_of_rejected_requests_only():
     assert value("neurona_retry_after_seconds_sum", LABELS) == 0.02
     for outcome in ("rejected", "expired"):
         assert value("neurona_requests_total", {**LABELS, "outcome": outcome}) == 1
+
+
+def test_stalls_are_shown_by_the_least_time_that_they_took():
+    metrics = Metrics(CollectorRegistry())
+    metrics.watch_stalls(lambda: [(0.0005, 2.5), (0.05, 0.125)])
+    value = metrics.registry.get_sample_value
+    assert value("neurona_stalls_per_second", {"at_least": "0.05"}) == 0.125
+    assert value("neurona_stalls_per_second", {"at_least": "0.0005"}) == 2.5
