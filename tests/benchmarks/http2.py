@@ -138,7 +138,13 @@ class Connection:
         self._stream = stream + 2
         self.calls[stream] = call
         number = stream.to_bytes(4, "big")
-        self._send(prepared.size, *[head + number + rest for head, rest in prepared.frames])
+        frames = [head + number + rest for head, rest in prepared.frames]
+        if self.corked and not self._waiting and prepared.size <= self._window:
+            self._window -= prepared.size
+            for frame in frames:
+                self._unsent += frame
+        else:
+            self._send(prepared.size, *frames)
 
     def open_stream(self, headers: bytes) -> int:
         """Starts a call of many messages and returns its stream."""

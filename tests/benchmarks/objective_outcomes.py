@@ -127,7 +127,7 @@ def share_at_least(good: int, total: int) -> float:
     z2, share = CONFIDENCE_DEVIATES**2, good / total
     centre = share + z2 / (2 * total)
     spread = CONFIDENCE_DEVIATES * math.sqrt((share * (1 - share) + z2 / (4 * total)) / total)
-    return (centre - spread) / (1 + z2 / total)
+    return max(0.0, centre - spread) / (1 + z2 / total)
 
 
 def stalled_seconds(

@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from neurona_protos.prediction_pb2_grpc import ModelsStub
 WORKLOADS = ("lenet5", "lstm", "resnet50", "small")
 SMALL_MODELS = 100
 WARM_UP_SECONDS = 1.0
+SETTLE_SECONDS = 120.0
+SETTLED_SECONDS = 1.0
+"""A call is answered within this by a server that does nothing else."""
+SETTLED_CALLS = 3
 COUNTED = "neurona_objective_requests_total"
 
 
@@ -73,6 +78,25 @@ class ObjectiveServer:
         with grpc.insecure_channel(self.address) as channel:
             request = DescribeModelRequest(model=self.workload.names[0])
             return ModelsStub(channel).Describe(request, timeout=20)
+
+    def settle(self) -> bool:
+        """Waits until the server has done with earlier requests, though their caller has gone.
+
+        Returns:
+            Whether it has, in SETTLE_SECONDS.
+        """
+        body = self.workload.bodies[0]
+        until = time.perf_counter() + SETTLE_SECONDS
+        prompt = 0
+        while prompt < SETTLED_CALLS:
+            start = time.perf_counter()
+            with contextlib.suppress(grpc.RpcError):
+                self.running.call(PREDICT, body)
+                prompt = prompt + 1 if time.perf_counter() - start < SETTLED_SECONDS else 0
+            if time.perf_counter() > until:
+                return False
+            time.sleep(0.05)
+        return True
 
     def counted(self) -> dict[str, float]:
         """Returns the requests with an objective by result, of all models."""

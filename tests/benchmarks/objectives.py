@@ -53,6 +53,8 @@ RUNS_IN_OBJECTIVE = 3
 """A model can meet an objective in which it runs a row so often: a request arrives during one run,
 and its own may be of several rows."""
 LOADS = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
+MINIMUM_REQUESTS = 300
+"""For which a measurement takes up to three times as long."""
 OBJECTIVE, DEADLINE = "objective", "deadline"
 DEADLINE_ARRIVALS = "poisson"  # with which deadlines are measured, the middle one of the objectives
 
@@ -68,6 +70,9 @@ class Measurement:
 
     Attributes:
         capacity: Requests per second, measured in the same round.
+        rate: Requests per second that came.
+        seconds: For which they were counted, after the warm-up.
+        seed: Of their times.
         outcome: What became of the requests.
         counted: What the server says of its objective, by result; empty if it does not count.
         server_cpu: CPU seconds of the server for each second, start and end of the load included.
@@ -78,6 +83,9 @@ class Measurement:
     """
 
     capacity: float
+    rate: float
+    seconds: float
+    seed: int
     outcome: Outcome
     counted: dict[str, float]
     server_cpu: float
@@ -107,6 +115,8 @@ class Point:
     arrivals: str
     load: float
     rounds: list[Measurement] = field(default_factory=list)
+    description: dict[str, Any] = field(default_factory=dict)
+    """What Models.Describe says of the first model after the last round."""
 
     def total(self, name: str) -> int:
         """Returns the sum of a field of all outcomes."""
@@ -121,15 +131,12 @@ class Results:
         environment: The machine and the versions.
         points: In the order of their measurement.
         capacities: Requests per second by workload, one for each round.
-        descriptions: What Models.Describe says of the batching after the last load, by workload
-            and promise.
         is_real_time: Whether the probes of stalls ran before all ordinary processes.
     """
 
     environment: str
     points: list[Point] = field(default_factory=list)
     capacities: dict[str, list[float]] = field(default_factory=dict)
-    descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
     is_real_time: bool = True
 
     def point(self, workload: str, promise: Promise, arrivals: str, load: float) -> Point:
@@ -142,24 +149,27 @@ class Results:
         return self.points[-1]
 
 
+def arrival_times(arrivals: str, rate: float, seconds: float, seed: int) -> Array:
+    """Returns when requests come, from the start of the warm-up."""
+    return ARRIVALS[arrivals](rate, WARM_UP_SECONDS + seconds, seed)
+
+
 def measure_point(
-    server: ObjectiveServer,
-    promise: Promise,
-    times: Array,
-    seconds: float,
-    capacity: float,
-    seed: int,
+    server: ObjectiveServer, point: Point, capacity: float, seconds: float, seed: int
 ) -> tuple[Measurement, Stalls]:
-    """Sends requests at these times, the first of which are the warm-up."""
+    """Sends requests at a share of the capacity, and returns what became of them."""
+    promise, rate = point.promise, point.load * capacity
     load = Load(
         server.address,
         server.workload.bodies,
-        times,
+        arrival_times(point.arrivals, rate, seconds, seed),
         seconds=seconds,
         warm_up_seconds=WARM_UP_SECONDS,
         seed=seed,
         timeout=promise.milliseconds / 1000 if promise.kind == DEADLINE else 0.0,
     )
+    if not server.settle():
+        _say("the server is still busy with the load before: what follows is not of one load")
     before, counted = _Costs.now(server), server.counted()
     with stall_probe() as stalls:
         arrivals = send_load(load)
@@ -168,11 +178,14 @@ def measure_point(
     used = after.busy - before.busy - (after.server - before.server) - (after.own - before.own)
     measurement = Measurement(
         capacity=capacity,
+        rate=rate,
+        seconds=seconds,
+        seed=seed,
         outcome=judge(
             arrivals, promise.milliseconds / 1000, stalls, cycle_seconds(server.describe())
         ),
         counted={key: value - counted.get(key, 0.0) for key, value in counted_after.items()},
-        server_cpu=max(0.0, after.server - before.server) / wall,
+        server_cpu=(after.server - before.server) / wall,
         load_cpu=arrivals.cpu_seconds / arrivals.wall_seconds,
         load_microseconds=1e6 * arrivals.cpu_seconds / max(1, arrivals.all_sent),
         other_cpu=max(0.0, used) / wall,
@@ -228,16 +241,21 @@ def run_round(
                 if promise.kind == DEADLINE and arrivals != DEADLINE_ARRIVALS:
                     continue
                 seed = 1000 * number + round(10 * load)
-                seconds = arguments.seconds
-                times = ARRIVALS[arrivals](load * capacity, WARM_UP_SECONDS + seconds, seed)
-                measurement, stalls = measure_point(server, promise, times, seconds, capacity, seed)
                 point = results.point(workload.name, promise, arrivals, load)
+                seconds = max(arguments.seconds, MINIMUM_REQUESTS / (load * capacity))
+                seconds = min(seconds, arguments.longest_seconds)
+                measurement, stalls = measure_point(server, point, capacity, seconds, seed)
                 point.rounds.append(measurement)
                 results.is_real_time &= stalls.is_real_time
-                description = MessageToDict(server.describe().batching)
-                results.descriptions[f"{workload.name}, {promise}"] = description
+                point.description = _describe(server)
                 _say(_line(point))
                 yield
+
+
+def _describe(server: ObjectiveServer) -> dict[str, Any]:
+    """Returns what the server says of the batching of its first model, as JSON has it."""
+    description: dict[str, Any] = MessageToDict(server.describe(), preserving_proto_field_name=True)
+    return {key: description[key] for key in ("model", "batched", "batching") if key in description}
 
 
 def _line(point: Point) -> str:
@@ -379,6 +397,7 @@ def _arguments() -> argparse.Namespace:
     arguments.loads = arguments.loads or ([0.8, 1.5, 3.0] if quick else list(LOADS))
     arguments.rounds = arguments.rounds or (1 if quick else 3)
     arguments.seconds = arguments.seconds or (3.0 if quick else 8.0)
+    arguments.longest_seconds = arguments.seconds if quick else 3 * arguments.seconds
     return arguments
 
 

@@ -63,8 +63,11 @@ class RunningServer:
             return response
 
     def cpu_seconds(self) -> float:
-        """Returns user and system time of all its processes since they started."""
-        return sum(sum(stat[11:13]) for stat in self._stats()) / _TICK
+        """Returns user and system time of all its processes since they started.
+
+        Those that have ended count too, once their parent has waited for them.
+        """
+        return sum(sum(stat[11:15]) for stat in self._stats()) / _TICK
 
     def memory_bytes(self) -> int:
         """Returns the resident memory of all its processes."""

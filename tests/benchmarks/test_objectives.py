@@ -233,3 +233,21 @@ def test_refusals_have_their_hint_and_requests_their_timeout(make_server, monkey
     assert arrivals.statuses.tolist() == [RESOURCE_EXHAUSTED]
     assert arrivals.retry_after.tolist() == [0.25]
     assert timeouts == [pytest.approx(7, abs=2)]
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_benchmark_measures_a_hundred_models_beyond_their_capacity(tmp_path):
+    command = [sys.executable, Path(__file__).with_name("objectives.py"), "--quick"]
+    command += ["--models", "small", "--loads", "2", "--seconds", "0.5", "--folder", tmp_path]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "objectives.md").read_text() in result.stdout
+    points = json.loads((tmp_path / "objectives.json").read_text())["points"]
+    names = [(one["promise"]["kind"], one["arrivals"], one["load"]) for one in points]
+    expected = [("objective", "poisson", 2.0), ("objective", "bursts", 2.0)]
+    assert names == [*expected, ("deadline", "poisson", 2.0)]
+    for point in points:
+        counts = point["rounds"][0]["outcome"]
+        kinds = ("in_time", "late", "dropped", "refused", "failed")
+        assert sum(counts[kind] for kind in kinds) == counts["sent"] > 50

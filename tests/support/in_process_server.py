@@ -146,7 +146,7 @@ class InProcessServer:
         methods = {
             **Prediction(self.registry, self.metrics, limits, self.workers).methods(),
             **Sessions(self.registry, self.metrics, self.sessions, limits, self.workers).methods(),
-            **Models(self.registry, self.control_calls).methods(),
+            **Models(self.registry, self.control_calls, options.progress).methods(),
             **self.open_inference.methods(),
             **self.health.methods(),
         }

@@ -7,8 +7,8 @@ caller's own (`x-request-id`), else the trace id, else a random one.
 """
 
 import math
+import random
 import re
-import secrets
 import sys
 import threading
 import time
@@ -189,6 +189,9 @@ class Unary:
     max_message_bytes: int = SMALL_MESSAGE_BYTES
     """Bytes of a request message; larger ones are rejected before the service sees them. Parsing
     takes many times the memory of a message of small fields."""
+    max_lag: Callable[[], float] = lambda: math.inf
+    """Returns the seconds that a call may wait unread. One that has waited for longer is refused
+    before its message is read: no model would admit it."""
 
 
 @dataclass(frozen=True)
@@ -228,16 +231,14 @@ class BaseCall:
         self._metadata = metadata
         self.trace = trace
         self.arrived = time.monotonic()
-        self._request_id: str  # set when it is needed first
+        self._request_id = ""  # until it is needed
 
     @property
     def request_id(self) -> str:
         with _request_id_lock:  # threads that need it at the same time get the same one
-            try:
-                return self._request_id
-            except AttributeError:
+            if not self._request_id:
                 self._request_id = request_id_of(self._read_metadata(), self.trace)
-                return self._request_id
+            return self._request_id
 
     @property
     def trace_id(self) -> str:
@@ -253,11 +254,14 @@ def request_id_of(metadata: Metadata, trace: Trace | None = None) -> str:
 
     The caller's id has to be printable ASCII of at most MAX_REQUEST_ID characters.
     """
-    value = next((value for key, value in metadata if key == REQUEST_ID), "")
-    if isinstance(value, str) and _PRINTABLE.fullmatch(value):
-        return value
+    for key, value in metadata:
+        if key == REQUEST_ID:
+            if isinstance(value, str) and _PRINTABLE.fullmatch(value):
+                return value
+            break
     trace_id = trace.trace_id if trace is not None else ""
-    return trace_id or _trace_id_of(metadata) or secrets.token_hex(16)
+    # A random id is no secret, and the system's random numbers would cost a system call.
+    return trace_id or _trace_id_of(metadata) or f"{random.getrandbits(128):032x}"
 
 
 def log_fields_of(identity: RequestIdentity | None) -> Mapping[str, str]:

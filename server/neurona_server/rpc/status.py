@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 
@@ -25,20 +25,21 @@ byte beyond ASCII takes three, and may quote what the caller sent."""
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
-@dataclass(frozen=True)
-class Status:
-    """How a call ends: a code, a message for the caller, and trailers."""
+class Status(NamedTuple):
+    """How a call ends: a code, a message for the caller, and trailers.
 
-    code: grpc.StatusCode
+    Beyond the capacity most calls are refused: making their statuses has to be cheap.
+    """
+
+    number: int
+    """The number of the code, as in google.rpc.Code."""
     message: str
     retry_after_ms: int = 0
     push_back: bool = False
 
     @property
-    def number(self) -> int:
-        """The number of the code, as in google.rpc.Code."""
-        number: int = self.code.value[0]
-        return number
+    def code(self) -> grpc.StatusCode:
+        return _CODES[self.number]
 
     @property
     def trailers(self) -> tuple[tuple[str, str], ...]:
@@ -55,16 +56,23 @@ def status_of(error: Exception, identity: RequestIdentity | None = None) -> Stat
     """
     if not isinstance(error, NeuronaError):
         log.error("uncaught exception in a call", exc_info=error, extra=log_fields_of(identity))
-        return Status(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
-    code = _CODES[error.code]
+        return Status(NeuronaError.code, "internal error; see the server's log")
     if log.isEnabledFor(logging.DEBUG):
-        log.debug("ended with %s: %s", code.name, error, extra=log_fields_of(identity))
+        name = _CODES[error.code].name
+        log.debug("ended with %s: %s", name, error, extra=log_fields_of(identity))
     # Retrying helps with a full queue, not with a message that is too large.
     retry_after_ms = 0
     if isinstance(error, QueueFullError):
         retry_after_ms = max(1, math.ceil(error.retry_after * 1000))
-    message = str(error).encode(errors="replace")
-    if len(message) > MAX_MESSAGE_BYTES:
-        message = message[: MAX_MESSAGE_BYTES - 3] + b"..."
-    push_back = isinstance(error, UnavailableError)
-    return Status(code, message.decode(errors="ignore"), retry_after_ms, push_back)
+    message = str(error)
+    if not message.isascii() or len(message) > MAX_MESSAGE_BYTES:
+        message = _shorten(message)
+    return Status(error.code, message, retry_after_ms, isinstance(error, UnavailableError))
+
+
+def _shorten(message: str) -> str:
+    """Return a message that can be encoded, with at most MAX_MESSAGE_BYTES."""
+    encoded = message.encode(errors="replace")
+    if len(encoded) > MAX_MESSAGE_BYTES:
+        encoded = encoded[: MAX_MESSAGE_BYTES - 3] + b"..."
+    return encoded.decode(errors="ignore")

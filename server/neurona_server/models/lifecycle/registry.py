@@ -1,5 +1,6 @@
 """The registry of the models in memory, which resolves a name, version or label to a model."""
 
+import math
 import random
 import threading
 from collections.abc import Mapping
@@ -92,6 +93,20 @@ class Registry:
         entries = self._entries
         models = [v.model for name in sorted(entries) for v in entries[name].versions.values()]
         return [model for model in models if model is not None]
+
+    def longest_objective(self) -> float:
+        """Return the most seconds in which a loaded version has to answer, inf if one has no limit.
+
+        A version whose objective cannot be met takes up to two of its largest batches.
+        """
+        longest = 0.0
+        for model in (models := self.models()):
+            batcher = model.batcher
+            if (objective := batcher.policy.latency_objective) is None:
+                return math.inf
+            full = batcher.cost_model.predict(batcher.queue.max_batch_rows)
+            longest = max(longest, objective, 2 * full)
+        return longest if models else math.inf
 
     def names(self) -> list[str]:
         return sorted(self._entries)

@@ -110,7 +110,12 @@ class InferenceService:
 
     def methods(self, prefix: str) -> Methods:
         return {
-            prefix + "ModelInfer": Unary(self._infer, Right.PREDICT, ANY_MESSAGE_BYTES),
+            prefix + "ModelInfer": Unary(
+                self._infer,
+                Right.PREDICT,
+                ANY_MESSAGE_BYTES,
+                self._registry.longest_objective,
+            ),
             prefix + "ModelStreamInfer": Streaming(
                 self._stream_infer, Right.PREDICT, ANY_MESSAGE_BYTES
             ),

@@ -60,9 +60,12 @@ from neurona_server.telemetry.trace import CallTrace
 
 log = logging.getLogger(__name__)
 
-REQUESTED_CALLS = 2048
-"""Calls that gRPC may hand over at once; others wait inside gRPC until one is accepted, where it is
-not seen how long. Reading so many takes longer than requests should wait."""
+REQUESTED_CALLS = 256
+"""Calls that gRPC may hand over at once; others wait inside gRPC until one is accepted."""
+
+MAX_REQUESTED_CALLS = 2048
+"""The same while calls wait for long, so that it is seen for how long: reading so many takes longer
+than any should wait. Each call costs more then, as the processor's caches do not hold so many."""
 
 MAX_CALLS = 100_000
 """Unary calls in flight, of all connections; further ones are rejected."""
@@ -77,6 +80,12 @@ capacity what is left unread would wait, and refusals with it."""
 
 BLOCKED_SECONDS = 50e-6
 """A poll that takes longer has waited: no event was ready before."""
+
+LAG_SECONDS = 0.005
+"""A shorter wait in the queue of events refuses no call."""
+
+MAX_LAG_SECONDS = 0.1
+"""Seconds for which what `Unary.max_lag` returned is used."""
 
 MARKED_CALLS = 32
 """Calls between two marks in the queue of events, which show how long events wait there."""
@@ -126,6 +135,10 @@ class CygrpcServer:
         self._turns = self._last_turns = 0
         self.progress = options.progress
         self._calls_to_mark = MARKED_CALLS
+        self._requested_calls = REQUESTED_CALLS
+        # What the last mark has waited, 0.0 once all ready events were handled.
+        self._queue_seconds = 0.0
+        self._max_lags: dict[Callable[[], float], tuple[float, float]] = {}
         # Since a measured turn began.
         self.requests_read = self.messages_read = 0
         self._open_calls = 0  # unary ones; only the transport's thread counts them
@@ -134,6 +147,7 @@ class CygrpcServer:
         # What is done once all ready events are handled. The dicts are ordered sets.
         self._deferred: dict[Deferred, None] = {}
         self._unwatched: list[CygrpcCall] = []
+        self._older_unwatched: list[CygrpcCall] = []
         self._writers: dict[CygrpcStreamCall, None] = {}
 
     def start(self, address: str) -> int:
@@ -208,7 +222,9 @@ class CygrpcServer:
     def watch_close(self, call: "CygrpcCall") -> None:
         """Have gRPC report when the caller of `call` disconnects.
 
-        That is requested only if the call is still open once all ready events are handled.
+        That is requested only if the call is still open once all ready events are handled and,
+        while models run in this thread, after one more such round: beyond the capacity most calls
+        end by then, and the report of each costs an event.
         """
         self._unwatched.append(call)
 
@@ -239,6 +255,7 @@ class CygrpcServer:
     def _serve(self) -> None:
         self.thread_id = threading.get_ident()
         poll, clock, progress = self._queue.poll, time.monotonic, self.progress
+        progress.read_until = clock()
         while True:
             self._waiting = True
             asked = clock()
@@ -266,6 +283,7 @@ class CygrpcServer:
                 event = poll(_NOW)
             else:
                 progress.read_until = clock()
+                self._queue_seconds = 0.0
             event = None
             if measured and not self.messages_read:  # those of streams have many requests
                 progress.record_turn(time.thread_time() - started, self.requests_read)
@@ -293,6 +311,10 @@ class CygrpcServer:
                     log.exception("uncaught exception in a deferred callback")
         self._deferred = unfinished
         unwatched, self._unwatched = self._unwatched, []
+        if unfinished:  # there is another round at once
+            unwatched, self._older_unwatched = self._older_unwatched, unwatched
+        elif self._older_unwatched:
+            unwatched, self._older_unwatched = [*self._older_unwatched, *unwatched], []
         writers, self._writers = self._writers, {}
         steps = (*[call.receive_close for call in unwatched], *[call.write for call in writers])
         for step in steps:
@@ -310,8 +332,11 @@ class CygrpcServer:
     def _accept(self, event: Event) -> None:
         if not event.success:  # the server is shut down
             return
-        with suppress(ValueError):  # the server is shutting down: this call is the last one
-            self._server.request_call(self._queue, self._queue, self._accept)
+        is_late = self._queue_seconds > LAG_SECONDS
+        self._request_calls(MAX_REQUESTED_CALLS if is_late else REQUESTED_CALLS)
+        self._calls_to_mark -= 1
+        if not self._calls_to_mark:
+            self._mark(event.call)
         method = self._methods.get(event.call_details.method)
         try:
             if self._stopping:
@@ -321,6 +346,8 @@ class CygrpcServer:
             if method is None:
                 path = event.call_details.method.decode(errors="replace")
                 raise UnsupportedError(f"unknown method {quoted(path)}")
+            if is_late and isinstance(method, Unary):
+                self._check_lag(method)
             access = self._options.access
             grant = (
                 access.grant(method.right, event.invocation_metadata) if access else UNRESTRICTED
@@ -337,9 +364,6 @@ class CygrpcServer:
         if isinstance(method, Unary):
             call = CygrpcCall(self, event, grant, method, trace)
             self._open_calls += 1
-            self._calls_to_mark -= 1
-            if not self._calls_to_mark:
-                self._mark(event.call)
             self.receiving[call] = method.max_message_bytes
             return
         try:
@@ -350,12 +374,37 @@ class CygrpcServer:
         if not stream.ended:
             self._streams[stream] = time.monotonic() + self._options.max_stream_age
 
+    def _request_calls(self, limit: int) -> None:
+        """Request up to two calls in place of one that was accepted, so that there are `limit`."""
+        self._requested_calls -= 1
+        for _ in range(min(2, limit - self._requested_calls)):
+            with suppress(ValueError):  # the server is shutting down: this call is the last one
+                self._server.request_call(self._queue, self._queue, self._accept)
+            self._requested_calls += 1
+
+    def _check_lag(self, method: Unary) -> None:
+        """Refuse a call that has waited for too long. Raises QueueFullError."""
+        now = time.monotonic()
+        limit, until = self._max_lags.get(method.max_lag, (0.0, 0.0))
+        if now >= until:
+            limit = method.max_lag()
+            self._max_lags[method.max_lag] = limit, now + MAX_LAG_SECONDS
+        # Both what was measured of older events and what is certain of this one.
+        lag = min(now - self.progress.read_until, self._queue_seconds)
+        if lag > limit:
+            raise QueueFullError(
+                f"server busy: requests wait {lag * 1000:.0f} ms until they are read (expected at "
+                f"most {limit * 1000:.0f} ms)",
+                lag,
+            )
+
     def _mark(self, call: RawCall) -> None:
         """Put a mark behind the events that are ready: what comes after it is younger than that."""
         self._calls_to_mark = MARKED_CALLS
         self.start_batch(call, (), partial(self._on_mark, time.monotonic()))
 
     def _on_mark(self, marked: float, _: Event) -> None:
+        self._queue_seconds = time.monotonic() - marked
         self.progress.read_until = max(self.progress.read_until, marked)
 
 
@@ -417,6 +466,7 @@ class CygrpcCall(ReceivingCall):
     ) -> None:
         self._metadata = event.invocation_metadata
         self.trace = trace
+        self._request_id = ""
         self.request = b""
         self.grant = grant
         self.defer = transport.defer
@@ -502,9 +552,9 @@ class CygrpcCall(ReceivingCall):
             if len(message) > LARGE and (error := self._hold(len(message))) is not None:
                 self.fail(error)
                 return
-        # The message comes right after the call, unless the caller was slow to send it.
-        if transport.progress.read_until > self._accepted:
-            self.arrived = transport.progress.read_until
+        # Since it was accepted the call has waited for its message, which is not counted.
+        if (late := transport.progress.read_until - self._accepted) > 0.0:
+            self.arrived += late
         self.request = message
         transport.requests_read += 1
         transport.watch_close(self)

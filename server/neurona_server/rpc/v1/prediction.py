@@ -88,7 +88,7 @@ class Prediction:
 
     def _method(self, task: Task | None = None) -> Unary:
         start = self._unary if task is None else partial(self._unary, task=task)
-        return Unary(start, Right.PREDICT, ANY_MESSAGE_BYTES)
+        return Unary(start, Right.PREDICT, ANY_MESSAGE_BYTES, self._registry.longest_objective)
 
     def submit_message(
         self, message: bytes, responder: Responder, grant: Grant, task: Task | None = None
