@@ -73,6 +73,7 @@ class SimulatedRequest(Request):
         super().__init__(inputs, rows, group, deadline, priority, model.request_bytes * rows)
         self._model = model
         self.arrived = arrived
+        self.arrival_lag = model.kernel.now - arrived
 
     def finish(self, outputs: Outputs | None, error: NeuronaError | None) -> None:
         self._model.record(self, outputs, error)
@@ -240,7 +241,7 @@ class SimulatedModel:
         is_counted = self._measured_from <= request.arrived < self._measured_until
         if error is None:
             ended = cast(float, outputs[0]) if outputs else ended
-            in_time = ended <= request.deadline and ended - request.queued_at <= self._objective
+            in_time = ended <= min(request.deadline, request.arrived + self._objective)
             if in_time and self._measured_from <= ended < self._measured_until:
                 outcomes.answered_rows += request.rows
             if is_counted:

@@ -14,7 +14,7 @@ from neurona_server.simulation.kernel import Kernel
 from neurona_server.simulation.model import Outcomes, SimulatedModel
 from neurona_server.simulation.scenario import Scenario, Stall
 
-MAX_EVENTS = 512
+MAX_EVENTS = 2048
 """Requests after which the transport does what was deferred although more could be read."""
 
 DEFAULT_SLOTS = 2
