@@ -46,6 +46,10 @@ MIN_OBJECTIVE = 1.25
 three cycles take its place: those of a request that arrives just after a batch has started, and a
 reserve."""
 
+SPARE_SHARE = 0.5
+"""The part of the time beyond two full cycles that an objective leaves which is always reserved: it
+costs hardly any throughput, and stalls of the machine come that were not seen before."""
+
 GAP_GAIN = 1 / 16
 """How far the mean gap between batches moves towards the last one."""
 
@@ -230,11 +234,15 @@ class Admission:
                 f"deadline too short: {_ms(remaining)} remain "
                 f"(expected at least the predicted run time of {_ms(alone)})"
             )
+        full = self._cycle(max(request.rows, limit), group)
+        bound, lag = math.inf, request.arrival_lag
+        if objective is not None:
+            bound = _in_reach(objective, full) - lag
+            if lag and alone > bound:  # it has waited for too long before it was read
+                raise _wait_too_long(lag, alone, bound + lag)
         busy, overdue = self._busy_seconds(now)
         if self._is_idle(busy, now):
             return
-        full = self._cycle(max(request.rows, limit), group)
-        bound = math.inf if objective is None else _in_reach(objective, full)
         allowed = min(remaining, bound)
         # A level gets its share of the turns at least: most requests need no further prediction.
         waiting = self._queue.backlog_seconds() * self._cost_distribution.pace + 2 * full
@@ -243,15 +251,17 @@ class Admission:
         priority = request.priority
         if not self.slots and busy + 2 * longest + overdue < allowed:
             reserve = self._reserve_seconds(priority, longest / full, overdue, full)
-            if busy + longest + full + reserve < allowed:
+            if busy + longest + full + max(reserve, SPARE_SHARE * allowed) < allowed:
                 return
         wait, other_rows = self._predict_start(priority, group, request.rows, now, busy)
         reserve = self._reserve_seconds(priority, (wait - busy) / full + 1.0, overdue, full)
         run = self._cycle(max(request.rows, min(other_rows + request.rows, limit)), group)
         if wait + run + _bounded(reserve, remaining, run) > remaining:
             raise _wait_too_long(wait, run, remaining)
-        if wait + full + _bounded(reserve, bound, full) > bound:
-            raise _wait_too_long(wait, full, bound)
+        if objective is not None:
+            reserve = _bounded(max(reserve, SPARE_SHARE * (bound - 2 * full)), bound, full)
+            if wait + full + reserve > bound:
+                raise _wait_too_long(wait, full, bound)
 
     def predict_wait(
         self, priority: Priority = Priority.NORMAL, group: Hashable = None, rows: int = 1
