@@ -6,13 +6,14 @@ It is one file since what is predicted for a request, and what is learned from i
 import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 from neurona_server.batching.batch import RequestSlots
 from neurona_server.batching.cost_distribution import BatchTimes, CostDistribution
 from neurona_server.batching.cost_model import CostModel
 from neurona_server.batching.cycle_reserve import MIN_RATIO, CycleReserve
 from neurona_server.batching.policy import ALL_WEIGHTS, WEIGHTS, BatchPolicy, Priority
-from neurona_server.batching.queue import Queue
+from neurona_server.batching.queue import NO_ROWS, Queue
 from neurona_server.batching.request import Request
 from neurona_server.errors import DeadlineExceededError, QueueFullError
 
@@ -52,8 +53,6 @@ costs hardly any throughput, and stalls of the machine come that were not seen b
 
 GAP_GAIN = 1 / 16
 """How far the mean gap between batches moves towards the last one."""
-
-NO_ROWS: Mapping[Priority, int] = {}
 
 
 class RunningEstimate:
@@ -171,6 +170,20 @@ class Margins:
         self._margins = margins
 
 
+class _Moment(NamedTuple):
+    """When a request arrives."""
+
+    now: float
+    busy: float
+    """See `_busy_seconds`."""
+    overdue: float
+    """See `_busy_seconds`."""
+    full: float
+    """The seconds of a full cycle."""
+    bound: float
+    """The seconds in which its answer is due by the latency objective; inf without one."""
+
+
 class Admission:
     """Admits a request if the chance that its answer is late is below LATE_SHARE.
 
@@ -209,8 +222,11 @@ class Admission:
         self._gap = 0.0  # mean seconds from the end of a batch to the next one that is due
         self._due: deque[float] = deque(maxlen=instances)  # since when batches could have started
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request) -> Mapping[Priority, int]:
         """Reject a request that would probably miss its deadline.
+
+        Returns:
+            The rows of less urgent levels without which it will not miss it.
 
         Raises:
             DeadlineExceededError: The deadline has passed, or is shorter than the run alone.
@@ -218,14 +234,14 @@ class Admission:
         """
         objective = self._policy.latency_objective
         if request.deadline == math.inf and objective is None:
-            return
+            return NO_ROWS
         self.is_learning = True
         now = self._clock()
         if request.deadline <= now:
             raise DeadlineExceededError("deadline already exceeded on arrival")
         group = request.group
         if not self._cost_model.is_reliable(group, now):
-            return
+            return NO_ROWS
         limit = self._queue.max_batch_rows
         alone = self._cycle(request.rows, group)
         remaining = request.deadline - now
@@ -242,7 +258,7 @@ class Admission:
                 raise _wait_too_long(lag, alone, bound + lag)
         busy, overdue = self._busy_seconds(now)
         if self._is_idle(busy, now):
-            return
+            return NO_ROWS
         allowed = min(remaining, bound)
         # A level gets its share of the turns at least: most requests need no further prediction.
         waiting = self._queue.backlog_seconds() * self._cost_distribution.pace + 2 * full
@@ -252,16 +268,55 @@ class Admission:
         if not self.slots and busy + 2 * longest + overdue < allowed:
             reserve = self._reserve_seconds(priority, longest / full, overdue, full)
             if busy + longest + full + max(reserve, SPARE_SHARE * allowed) < allowed:
-                return
-        wait, other_rows = self._predict_start(priority, group, request.rows, now, busy)
-        reserve = self._reserve_seconds(priority, (wait - busy) / full + 1.0, overdue, full)
-        run = self._cycle(max(request.rows, min(other_rows + request.rows, limit)), group)
+                return NO_ROWS
+        moment = _Moment(now, busy, overdue, full, bound)
+        if (error := self._find_lateness(request, moment)) is None:
+            return NO_ROWS
+        choices = [] if self.slots else self._displaceable_rows(priority, allowed * limit / full)
+        if not choices or self._find_lateness(request, moment, choices[-1]) is not None:
+            raise error
+        late = self._find_lateness
+        return next((one for one in choices if late(request, moment, one) is None), choices[-1])
+
+    def _find_lateness(
+        self, request: Request, moment: "_Moment", without: Mapping[Priority, int] = NO_ROWS
+    ) -> QueueFullError | None:
+        """Return the error of a request that would be late, None if it would not.
+
+        Some rows of less urgent levels do not count: those in `without`.
+        """
+        now, busy, overdue, full, bound = moment
+        limit = self._queue.max_batch_rows
+        group, rows, remaining = request.group, request.rows, request.deadline - now
+        wait, other_rows = self._predict_start(request.priority, group, rows, now, busy, without)
+        reserve = self._reserve_seconds(request.priority, (wait - busy) / full + 1.0, overdue, full)
+        run = self._cycle(max(rows, min(other_rows + rows, limit)), group)
         if wait + run + _bounded(reserve, remaining, run) > remaining:
-            raise _wait_too_long(wait, run, remaining)
-        if objective is not None:
+            return _wait_too_long(wait, run, remaining)
+        if bound < math.inf:
             reserve = _bounded(max(reserve, SPARE_SHARE * (bound - 2 * full)), bound, full)
             if wait + full + reserve > bound:
-                raise _wait_too_long(wait, full, bound)
+                return _wait_too_long(wait, full, bound)
+        return None
+
+    def _displaceable_rows(
+        self, priority: Priority, capacity: float
+    ) -> Sequence[Mapping[Priority, int]]:
+        """Return what a request of a level may displace: first little, and then more.
+
+        That is what waits of less urgent levels beyond their shares of the rows that can be
+        answered in time, `capacity`. So no level shuts another one out.
+        """
+        choices: list[Mapping[Priority, int]] = []
+        rows: dict[Priority, int] = {}
+        for level in reversed(Priority):
+            if level <= priority:
+                break
+            share = int(capacity * self.instances * WEIGHTS[level] / ALL_WEIGHTS)
+            if (spare := self._queue.level_rows(level) - share) > 0:
+                choices += [{**rows, level: -(-spare * part // 4)} for part in (1, 2)]
+                choices.append(rows := {**rows, level: spare})
+        return choices
 
     def predict_wait(
         self, priority: Priority = Priority.NORMAL, group: Hashable = None, rows: int = 1
@@ -444,11 +499,18 @@ class Admission:
         return rest * full + self._gap, (most - rest) * full
 
     def _predict_start(
-        self, priority: Priority, group: Hashable, rows: int, now: float, busy: float
+        self,
+        priority: Priority,
+        group: Hashable,
+        rows: int,
+        now: float,
+        busy: float,
+        without: Mapping[Priority, int] = NO_ROWS,
     ) -> tuple[float, int]:
         """Return the seconds until the batch of a request starts, and its other rows by then.
 
-        `busy` are the seconds until an instance is idle.
+        `busy` are the seconds until an instance is idle. Of other levels, the rows in `without` do
+        not count.
         """
         if self.slots and (slots := [*self.slots]):
             waiting = self._queue.rows
@@ -484,9 +546,10 @@ class Admission:
             seconds = level.seconds * scale
             each = seconds / level.rows if level.rows else row_seconds
             share = shares[level.priority]
-            others.append((seconds, share, level.max_rows * each))
+            level_rows = max(0, level.rows - without.get(level.priority, 0))
+            others.append((level_rows * each, share, level.max_rows * each))
             if level.max_rows:
-                waiting_rows += min(level.rows, level.max_rows)
+                waiting_rows += min(level_rows, level.max_rows)
                 arriving_rows += share * busy / row_seconds
         wait = _solve_wait(least, others)
         if not work.is_mixed:

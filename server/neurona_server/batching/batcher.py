@@ -256,7 +256,7 @@ class Batcher:
             NeuronaError: What `Admission.check` and `Queue.put` raise.
         """
         inline = defer is not None and self._inline.enabled
-        self.admission.check(request)
+        displace = self.admission.check(request)
         policies = self.policy.queue_policies
         if policies is not None and request.queue_timeout is None:
             request.queue_timeout = policies.level_timeout(request.priority)
@@ -265,10 +265,10 @@ class Batcher:
             return
         try:
             if (order := self._response_order) is None:
-                displaced = self.queue.put(parts, notify=not inline)
+                displaced = self.queue.put(parts, notify=not inline, displace=displace)
             else:
                 with order.admit(request):
-                    displaced = self.queue.put(parts, notify=not inline)
+                    displaced = self.queue.put(parts, notify=not inline, displace=displace)
         except QueueFullError as error:
             error.retry_after = self.admission.predict_wait(
                 request.priority, request.group, request.rows
