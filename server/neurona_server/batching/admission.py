@@ -49,7 +49,13 @@ reserve."""
 
 SPARE_SHARE = 0.5
 """The part of the time beyond two full cycles that an objective leaves which is always reserved: it
-costs hardly any throughput, and stalls of the machine come that were not seen before."""
+costs hardly any throughput, and stalls of the machine come that were not seen before ..."""
+
+SPARE_CYCLES = 2.0
+"""... up to so many full cycles, ..."""
+
+STALL_SECONDS = 0.02
+"""... or a usual stall of a busy machine, if that is longer."""
 
 GAP_GAIN = 1 / 16
 """How far the mean gap between batches moves towards the last one."""
@@ -267,7 +273,7 @@ class Admission:
         priority = request.priority
         if not self.slots and busy + 2 * longest + overdue < allowed:
             reserve = self._reserve_seconds(priority, longest / full, overdue, full)
-            if busy + longest + full + max(reserve, SPARE_SHARE * allowed) < allowed:
+            if busy + longest + full + max(reserve, _spare(bound, full)) < allowed:
                 return NO_ROWS
         moment = _Moment(now, busy, overdue, full, bound)
         if (error := self._find_lateness(request, moment)) is None:
@@ -294,7 +300,7 @@ class Admission:
         if wait + run + _bounded(reserve, remaining, run) > remaining:
             return _wait_too_long(wait, run, remaining)
         if bound < math.inf:
-            reserve = _bounded(max(reserve, SPARE_SHARE * (bound - 2 * full)), bound, full)
+            reserve = _bounded(max(reserve, _spare(bound, full)), bound, full)
             if wait + full + reserve > bound:
                 return _wait_too_long(wait, full, bound)
         return None
@@ -596,6 +602,13 @@ def _predicted_end(batch: RunningEstimate) -> float:
 def _in_reach(objective: float, full: float) -> float:
     """Return the objective, or three full cycles if it is out of reach."""
     return objective if objective >= MIN_OBJECTIVE * full else 3 * full
+
+
+def _spare(bound: float, full: float) -> float:
+    """Return what is always reserved of an objective; 0.0 if there is none."""
+    if bound == math.inf:
+        return 0.0
+    return min(SPARE_SHARE * (bound - 2 * full), max(SPARE_CYCLES * full, STALL_SECONDS))
 
 
 def _bounded(reserve: float, allowed: float, cycle: float) -> float:
