@@ -78,7 +78,7 @@ test: $(BIN)/.installed-dev $(VENV)/triton/.installed $(VENV)/node/.installed
 
 # Modules train models for all of their tests: each goes to one process.
 test-slow: $(BIN)/.installed-dev $(VENV)/triton/.installed
-	TRITON_PYTHON=$(VENV)/triton/bin/python NEURONA_SLOW=1 \
+	TRITON_PYTHON=$(VENV)/triton/bin/python \
 	    $(BIN)/pytest -m '$(SLOW)' --numprocesses auto --dist loadfile
 
 # In an environment of its own, which borrows what Neurona depends on but not Neurona itself: a

@@ -19,12 +19,16 @@ def run_benchmark(script, *arguments):
     return result.stdout
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_batching_benchmark_runs():
     printed = run_benchmark("batching.py", "--seconds", "0.3", "--rounds", "1")
     for title in ("(a)", "(b)"):
         assert f"### {title}" in printed
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_server_benchmark_prints_a_table_and_writes_a_plot(tmp_path):
     printed = run_benchmark("run.py", "--quick", "--folder", tmp_path)
     assert (tmp_path / "results.md").read_text() in printed
@@ -40,12 +44,16 @@ def test_the_server_benchmark_prints_a_table_and_writes_a_plot(tmp_path):
         assert float(cells(printed, method)[1].replace(",", "")) > 0
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_client_benchmark_runs():
     printed = run_benchmark("client.py", "--seconds", "0.3", "--rounds", "1", "--callers", "8")
     for name in ("stub of grpc", "Client", "stub of grpc.aio", "AsyncClient"):
         assert float(cells(printed, name)[2].replace(",", "")) > 0
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_benchmark_of_rest_runs(tmp_path):
     flags = ["--models", "mlp", "--loads", "8", "--rounds", "1", "--seconds", "0.3"]
     printed = run_benchmark("rest.py", *flags, "--folder", tmp_path)

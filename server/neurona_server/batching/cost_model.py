@@ -105,6 +105,16 @@ class CostModel:
         record = self._groups.get(group)
         return self._predict_for_measured_group(rows) * (record.factor if record else 1.0)
 
+    def is_known(self, group: Hashable) -> bool:
+        """Return whether the cost of a group was learned: from its first run it is not."""
+        record = self._groups.get(group)
+        return group == self._measured_group or (record is not None and bool(record.factors))
+
+    def factor(self, group: Hashable) -> float:
+        """Return what a run of a group takes over one of the measured group."""
+        record = self._groups.get(group)
+        return record.factor if record else 1.0
+
     def predict_measured(self, rows: int, group: Hashable) -> float | None:
         """Return the predicted seconds of a run, None if no such run was measured.
 

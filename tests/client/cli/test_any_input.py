@@ -63,6 +63,8 @@ def run(server, tmp_path):
     return run
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_outputs_whose_first_axes_differ_are_printed_whole(run, tmp_path):
     np.savez(tmp_path / "x.npz", x=np.ones((1, 3), np.float32), s=np.ones((2, 1, 4), np.float32))
     done = run("predict", "state", "x.npz", "--json")

@@ -160,7 +160,7 @@ def random_arguments(rng, folder):
     return arguments if command == "watch" else [*arguments, "--timeout", "0.2"]
 
 
-@pytest.mark.parametrize(("count", "seed"), [(40, 1), pytest.param(400, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "seed"), [(10, 1), pytest.param(400, 2, marks=pytest.mark.slow)])
 def test_arguments_succeed_or_fail_with_a_line(served, tmp_path, monkeypatch, count, seed):
     rng = random.Random(seed)  # noqa: S311
     np.save(tmp_path / "x.npy", np.ones((1, 4), np.float32))

@@ -132,6 +132,8 @@ def write_sound(path, rate=8000, channels=1):
     return path
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_sound_is_brought_to_the_models_sample_rate_and_one_channel(neurona, tmp_path):
     done = neurona("predict", "sound", write_sound(tmp_path / "one.wav"), "--json")
     assert done.returncode == 0, done.stderr

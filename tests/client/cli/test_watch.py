@@ -78,6 +78,8 @@ def test_ctrl_c_ends_the_live_table_and_no_color_is_respected(start_watch, serve
     assert process.stderr.read() == b""
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_live_table_continues_after_a_restart_of_the_server(start_watch, repository):
     with ServerProcess(repository) as server:
         _, terminal = start_watch(server.metrics_address)

@@ -32,7 +32,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(steps, max_size=40), st.booleans())
 def test_every_request_is_answered_once_with_its_own_rows(plan, padded):
     batcher = PuppetBatcher(BatchPolicy(max_rows=8, max_queue_rows=64))

@@ -88,6 +88,8 @@ class Caller(threading.Thread):
         return True
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("instances", "inline"), [(2, False), (1, None)], ids=["two instances", "inline and not"]
 )

@@ -38,7 +38,7 @@ def detach(message, max_fields=1000, max_rest_bytes=10_000):
     )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(MESSAGES)
 def test_the_rest_and_the_data_are_what_the_parser_reads(message):
     expected = PredictRequest.FromString(message)
@@ -50,7 +50,7 @@ def test_the_rest_and_the_data_are_what_the_parser_reads(message):
     assert request.SerializeToString() == expected.SerializeToString()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(MESSAGES, st.integers(0, 80), st.binary(max_size=4))
 def test_damaged_messages_are_read_as_the_parser_would_or_rejected(message, place, damage):
     place %= len(message) + 1

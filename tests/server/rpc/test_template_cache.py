@@ -39,7 +39,7 @@ def make():
     return TemplateCache(PREDICT_DATA)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(REQUESTS, st.data())
 def test_messages_that_differ_in_data_only_match_a_template(request, data):
     one = make()
@@ -56,7 +56,7 @@ def test_messages_that_differ_in_data_only_match_a_template(request, data):
     assert [changed[a:b] for a, b in shape.spans] == [tensor.data for tensor in other.inputs]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(REQUESTS, REQUESTS)
 def test_messages_that_match_a_template_differ_in_data_only(first, second):
     one = make()
@@ -72,7 +72,7 @@ def test_messages_that_match_a_template_differ_in_data_only(first, second):
     assert first == second
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(REQUESTS, st.integers(0, 200), st.integers(1, 255))
 def test_a_byte_that_differs_outside_the_data_is_noticed(request, place, change):
     one = make()

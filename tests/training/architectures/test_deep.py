@@ -1,6 +1,5 @@
 """Deep convolutional networks: as published, and trained on small images."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -24,10 +23,6 @@ from neurona_training.learning.run import Run
 from neurona_training.recipes import RECIPES
 
 NAMES = ("vgg16", "resnet18", "resnet50", "inception-v3", "xception")
-
-SLOW = pytest.mark.skipif(
-    "NEURONA_SLOW" not in os.environ, reason="half a minute; NEURONA_SLOW=1 runs it"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -162,9 +157,9 @@ def test_a_gradient_step_reduces_the_loss(name):
     assert 0.98 < after / before < 0.995
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "resnet18" else pytest.param(name, marks=SLOW) for name in NAMES]
-)
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_few_hundred_digits_are_learned_and_exported(name):
     recipe = RECIPES[name]
     data = _few_digits(name, 320)

@@ -20,6 +20,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_deep_network_reads_digits_and_is_exported(ask):
     recipe = RECIPES["feedforward"]
     data = recipe.load("digits")

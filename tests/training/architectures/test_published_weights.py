@@ -86,7 +86,16 @@ def test_published_weights_give_published_outputs(published):
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED_SCALES)
-@pytest.mark.parametrize("size", [(8, 24), (33, 16), (100, 60), (80, 200), (300, 75)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (33, 16),
+        *[
+            pytest.param(size, marks=[pytest.mark.slow, pytest.mark.long])
+            for size in ((8, 24), (100, 60), (80, 200), (300, 75))
+        ],
+    ],
+)
 def test_images_need_not_be_square(recipe, size):
     with torch.device("meta"):
         network = _network(recipe, size, classes=3).eval()

@@ -25,6 +25,10 @@ from neurona_training.recipes.settings import Settings
 
 CELLS = ("rnn", "gru", "lstm")
 
+LONG = [pytest.mark.slow, pytest.mark.long]
+QUICK_CELLS = [*[pytest.param(cell, marks=LONG) for cell in CELLS if cell != "lstm"], "lstm"]
+"""The one that every run of the tests has, and the others."""
+
 
 def _session(model):
     return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -59,7 +63,7 @@ def _untrained(cell, data):
     return RECIPES[cell].network(data, NetworkOptions())
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", QUICK_CELLS)
 def test_a_padded_batch_gives_the_outputs_of_its_rows(ragged, operators, cell):
     model = _exported(_untrained(cell, ragged), ragged)
     assert operators(model) == [
@@ -76,7 +80,7 @@ def test_a_padded_batch_gives_the_outputs_of_its_rows(ragged, operators, cell):
         np.testing.assert_allclose(session.run(None, alone)[0][0], answer, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", QUICK_CELLS)
 def test_ragged_sequences_are_learned(ragged, cell):
     """The last step of a row decides, which padding would hide."""
     hyperparameters = Hyperparameters(epochs=5, batch_rows=16, learning_rate=1e-2)
@@ -89,8 +93,8 @@ def test_scaling_ignores_the_padding(ragged):
     assert columns.mean.abs().max() < 0.2  # with the padding of 9 it would be above 4
 
 
-@pytest.mark.parametrize("with_lengths", [True, False])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("with_lengths", [True, pytest.param(False, marks=LONG)])
+@pytest.mark.parametrize("cell", QUICK_CELLS)
 def test_steps_with_their_state_give_the_output_of_the_sequence(cell, with_lengths):
     data = _data(ragged=with_lengths)
     model = _exported(_untrained(cell, data), data)
@@ -138,9 +142,13 @@ def test_a_lost_state_is_found(ragged):
 @pytest.mark.parametrize(
     ("cell", "with_lengths", "bidirectional"),
     [
-        *[(cell, True, bidirectional) for cell in CELLS for bidirectional in (False, True)],
+        *[
+            pytest.param(cell, True, bidirectional, marks=LONG)
+            for cell in CELLS
+            for bidirectional in (False, True)
+        ],
         ("lstm", False, False),
-        ("gru", False, True),
+        pytest.param("gru", False, True, marks=LONG),
     ],
 )
 def test_layers_above_each_other_are_one_operator_each(
@@ -196,6 +204,8 @@ def _counts(rows=300):
     return Dataset("wave", "", *parts, series_input, values=(Value("next", "counts"),))
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_forecast_of_counts_starts_as_persistence_and_improves():
     data = _counts()
     torch.manual_seed(0)
@@ -226,6 +236,8 @@ def test_a_forecast_of_counts_ignores_padding_and_is_never_negative(operators):
     assert network(sequence).tolist() == [[pytest.approx(0, abs=1e-4)]] * 2
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_stepwise_form_is_written_beside_the_model(tmp_path):
     out = ["--out", str(tmp_path), "--epochs", "1", "--no-report", "--name", "it"]
     folder = tmp_path / "it" / "1"

@@ -49,6 +49,8 @@ def test_a_wrong_command_line_is_one_line(capsys, arguments, expected):
     assert expected in line
 
 
+@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["feedforward", "lstm"])
 def test_data_that_are_no_pictures_are_not_shifted(recipe, tmp_path, monkeypatch):
     """The default data of these recipes are pictures, whose augmentation is no use elsewhere."""
@@ -111,6 +113,8 @@ def test_another_system_error_names_its_path(tmp_path, capsys, monkeypatch):
     assert line == "neurona-train: error: /dev/somewhere: Permission denied"
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_data_set_or_name_gives_the_model_its_name(tmp_path, capsys):
     for arguments, name in (
         (["lstm", "--data", "sunspots"], "lstm-sunspots"),
@@ -121,6 +125,8 @@ def test_a_data_set_or_name_gives_the_model_its_name(tmp_path, capsys):
         assert capsys.readouterr().out.startswith(f"{name}: test RMSE ")
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_images_are_resized_to_the_given_size(tmp_path):
     assert (
         main(
@@ -188,6 +194,8 @@ def test_listing_imports_nothing_heavy():
     assert max(len(line) for line in (*recipes, *sources)) <= 100
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_exporter_is_quiet(tmp_path):
     """Runs in a process of its own, where no warning has been suppressed before."""
     code = "import sys; from neurona_training.cli.main import main; sys.exit(main())"
@@ -205,6 +213,8 @@ def test_the_exporter_is_quiet(tmp_path):
     assert "Skipping" not in ran.stderr
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_all_skips_existing_models_and_continues_after_a_failure(tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise FitError("the loss is no number")

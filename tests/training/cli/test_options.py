@@ -64,6 +64,8 @@ def test_the_recipe_s_own_choice_stands_in_the_provenance_too(tmp_path):
     assert provenance["pixels"] == "1.0"
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_digest_follows_the_rows_and_not_the_file(tmp_path, monkeypatch):
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     lines = [f"{number / 10},{'yes' if number % 3 else 'no'}" for number in range(60)]

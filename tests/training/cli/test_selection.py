@@ -40,6 +40,8 @@ def repeated(tmp_path_factory):
     return out, arguments
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_seeds_keep_the_first_model_and_the_figures_of_the_others(repeated, tmp_path, capsys):
     out, _ = repeated
     alone = ["mlp", "--data", "iris", *FEW, "--seed", "1", "--out", str(tmp_path)]
@@ -51,6 +53,8 @@ def test_seeds_keep_the_first_model_and_the_figures_of_the_others(repeated, tmp_
     capsys.readouterr()
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_all_goes_on_after_a_kill_and_the_table_has_mean_and_deviation(
     repeated, capsys, monkeypatch
 ):
@@ -85,6 +89,8 @@ def test_all_goes_on_after_a_kill_and_the_table_has_mean_and_deviation(
     assert row[5].endswith(" %")
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_figures_of_other_settings_do_not_count(repeated, tmp_path, capsys):
     out, _ = repeated
     report = tmp_path / "mlp-iris" / "report"
@@ -107,6 +113,8 @@ def _only(data_sets):
     return replace(mlp, tuned={name: mlp.tuned[name] for name in data_sets})
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_model_without_its_report_is_not_complete(tmp_path, monkeypatch, capsys):
     """As after a kill between the model and the report."""
     monkeypatch.setattr("neurona_training.cli.arguments.RECIPES", {"mlp": _only(["xor"])})
@@ -142,6 +150,8 @@ def _kill(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_seeds_of_other_settings_are_refused_before_they_are_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("neurona_training.cli.arguments.RECIPES", {"mlp": _only(["xor"])})
     command = ["--all", "--no-report", "--out", str(tmp_path)]
@@ -197,6 +207,8 @@ def compared(tmp_path_factory):
     return out, arguments
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_compare_exports_the_best_and_measures_the_test_once(compared, capsys, monkeypatch):
     out, arguments = compared
     measured = []
@@ -248,6 +260,8 @@ def test_a_baseline_that_there_is_not_is_said_before_hours_of_training(
     assert "has no baseline 'persistence'" in fail_line(capsys, *arguments, *options)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_file_of_a_baseline_says_of_which_data_it_is(tmp_path, capsys):
     table = tmp_path / "table.csv"
     rows = (f"{row % 7},{row % 5},{'ab'[row % 7 % 2]}" for row in range(70))

@@ -23,7 +23,9 @@ def _failure(network, data):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("layer", ["s2", "s4"])
+@pytest.mark.parametrize(
+    "layer", ["s2", pytest.param("s4", marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_a_wrong_layer_is_named(monkeypatch, layer):
     torch.manual_seed(0)
     data = digits.digit_images()
@@ -45,6 +47,8 @@ def test_a_wrong_layer_is_named(monkeypatch, layer):
     )
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_recurrent_layer_is_named(monkeypatch):
     torch.manual_seed(0)
     recipe = RECIPES["rnn"]
@@ -61,6 +65,8 @@ def test_a_recurrent_layer_is_named(monkeypatch):
     assert "the first layer that differs is 'recurrent' (Recurrent; " in message
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_difference_between_layers_names_the_network():
     class Scaled(nn.Module):
         def __init__(self):

@@ -79,6 +79,8 @@ def test_images():
     check(load("digits"), ["linear", "nearest_neighbours", "support_vectors", "majority"])
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_sequences():
     lengths = RANDOM.integers(1, 12, 100).astype(np.int32)
     inputs = RANDOM.normal(size=(100, 12, 2)).astype(np.float32)
@@ -99,6 +101,8 @@ def test_statistics_of_sequences():
     check(data, ["linear", "nearest_neighbours", "majority"])
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_series_that_is_longer_or_shorter_than_the_window():
     months = np.arange(200)
     series = 1e4 + 9 * months + 300 * np.sin(months * np.pi / 6) + RANDOM.normal(size=200)
@@ -115,6 +119,8 @@ def test_a_class_without_a_training_row():
     check(data, ["linear", "gradient_boosting", "nearest_neighbours", "majority"])
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_same_estimator_gives_the_same_file():
     data = load("xor")
     neighbours = fit_baselines(data)[2]
@@ -123,6 +129,8 @@ def test_the_same_estimator_gives_the_same_file():
     assert first == second
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_file_that_differs_is_refused(monkeypatch):
     data = load("iris")
     (linear, *_) = fit_baselines(data)
@@ -140,6 +148,8 @@ def test_without_skl2onnx_the_error_names_the_extra(monkeypatch):
         export_baseline(linear.model, data, model_metadata(data, "", {}, {}))
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_trees_decide_about_dates_as_scikit_learn_does(tmp_path):
     """Sine and cosine of a date differ in their last bits between torch and ONNX Runtime."""
     random = np.random.default_rng(0)

@@ -45,7 +45,14 @@ def _probabilities(network):
     return nn.Sequential(network, nn.Softmax(dim=1)).eval()
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param("rnn", marks=[pytest.mark.slow, pytest.mark.long]),
+        "lstm",
+        pytest.param("gru", marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
+)
 def test_rows_and_time_are_of_any_size_and_inputs_are_unscaled(sequences, ask, operators, cell):
     torch.manual_seed(1)
     network = LastState(
@@ -75,6 +82,8 @@ def test_metadata_is_in_the_file(good, sequences):
     assert model.opset_import[0].version == OPSET
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_fixed_time_axis_is_found(untrained, sequences, monkeypatch):
     recurrent = type(untrained.recurrent)
     original = recurrent.for_export
@@ -93,6 +102,8 @@ class _Truncated(nn.Module):
         return self.recurrent(sequence[:, :8], lengths)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_an_unrolled_layer_is_found(sequences):
     """torch's exporter writes nn.RNN as a loop over the example's 8 steps, without a warning."""
 

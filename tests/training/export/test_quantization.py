@@ -108,6 +108,8 @@ def test_scaling_stays_in_float32():
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=0.01 * targets.std())
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_an_impossible_variant_leaves_the_other_files(tmp_path, capsys, monkeypatch):
     original = quantization.make_variant
 

@@ -92,6 +92,8 @@ def test_lengths_are_learned_from_exported_and_described(ragged):
     np.testing.assert_array_equal(session.run(None, session_inputs)[0], values)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_a_graph_that_ignores_lengths_is_found(ragged, monkeypatch):
     def as_plain(masked):
         plain = PlainMean()
@@ -104,6 +106,8 @@ def test_a_graph_that_ignores_lengths_is_found(ragged, monkeypatch):
         _export(network, ragged)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_strings_are_looked_up_inside_the_graph():
     class Priced(nn.Module):
         def __init__(self):

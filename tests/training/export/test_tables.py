@@ -46,6 +46,8 @@ def model(loaded, network):
     return export_trained_network(EncodedColumns(network, loaded.encoding), data, described)
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_the_file_takes_what_a_caller_sends(loaded, network, model):
     inputs = caller_inputs(loaded.caller_view.test.arrays, loaded.caller_view)
     assert np.isnan(inputs["features"]).any()

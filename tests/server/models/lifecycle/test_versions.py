@@ -62,7 +62,7 @@ def fake_model(version):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(EVENTS)
 def test_rules_hold_for_any_sequence_of_events(events):
     versions = VersionSet("m", VersionPolicy())

@@ -49,7 +49,7 @@ PIECES = st.sampled_from(
 
 
 @pytest.mark.parametrize("name", ["model.toml", "config.pbtxt"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     content=st.one_of(
         st.binary(max_size=200),

@@ -12,7 +12,7 @@ from neurona_server.rpc.open_inference.inference import split_request_id
 NAMES = st.text(max_size=150)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(NAMES, NAMES, NAMES, st.binary(max_size=8))
 def test_the_rest_is_the_message_without_its_id(name, version, message_id, data):
     message = ModelInferRequest(
@@ -27,7 +27,7 @@ def test_the_rest_is_the_message_without_its_id(name, version, message_id, data)
     assert ModelInferRequest.FromString(rest) == message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=30))
 def test_invalid_messages_lose_at_most_an_id(noise):
     request_id, rest = split_request_id(noise)

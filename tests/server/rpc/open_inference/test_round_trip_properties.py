@@ -130,7 +130,7 @@ def messages(draw):
     return message
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(message=messages())
 def test_any_request_gets_a_response_or_an_error(ask, message):
     outcome = ask(message)
@@ -142,7 +142,7 @@ def test_any_request_gets_a_response_or_an_error(ask, message):
         str(outcome).encode()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_get_an_error(ask, data):
     outcome = ask(data)
@@ -167,7 +167,7 @@ def valid_arrays(draw):
     return kind, flat.reshape(shape)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(typed_array=valid_arrays())
 def test_any_valid_array_is_returned_bit_by_bit(ask, typed_array):
     kind, array = typed_array
@@ -178,7 +178,7 @@ def test_any_valid_array_is_returned_bit_by_bit(ask, typed_array):
     assert raw(arrays(response)["echo"]) == raw(array)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     array=st.lists(
         st.lists(st.floats(width=32), min_size=4, max_size=4), min_size=1, max_size=5

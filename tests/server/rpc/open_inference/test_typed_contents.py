@@ -36,7 +36,7 @@ def decode(datatype, shape, *messages, max_bytes=1 << 30):
 
 
 @pytest.mark.parametrize("block", [3, 1 << 18])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(list(FIELDS)), st.data())
 def test_elements_are_those_of_the_parser(block, datatype, data):
     field, elements = FIELDS[datatype]

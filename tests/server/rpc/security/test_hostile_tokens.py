@@ -110,7 +110,7 @@ def access(tmp_path_factory):
     return Access(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -213,7 +213,7 @@ def test_a_full_queue_rejects_immediately_with_a_retry_delay(make_server, wait_u
 def test_a_deadline_that_passes_in_the_queue_is_counted_and_nothing_runs(make_server, wait_until):
     server = make_server(start_models=False)
     with pytest.raises(grpc.RpcError) as caught:
-        server.prediction.Predict(classify(version=1), timeout=0.05)
+        server.prediction.Predict(classify(version=1), timeout=1)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     counts = {"model": "classifier", "version": "1"}
     wait_until(lambda: server.count("requests_total", outcome="expired", **counts) == 1)

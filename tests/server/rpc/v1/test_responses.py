@@ -76,7 +76,7 @@ def arrays(columns):
 SIZES = st.lists(st.integers(1, 3), min_size=9, max_size=9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(arrays(st.integers(1, 7)), SIZES, st.integers(1, 9))
 def test_a_classification_of_a_batch_is_written_by_row(probabilities, sizes, top_k):
     writer = ResponseEncoder(model_of(Task.TASK_CLASSIFICATION, ("p", DataType.DATA_TYPE_FLOAT)))

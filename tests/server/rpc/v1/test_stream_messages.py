@@ -31,7 +31,7 @@ def threshold(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("threshold")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(REQUESTS, UNKNOWN, UNKNOWN)
 def test_requests_and_ids_are_what_the_parser_reads(requests, before, after):
     message = before + PredictStreamRequest(requests=requests).SerializeToString() + after
@@ -40,7 +40,7 @@ def test_requests_and_ids_are_what_the_parser_reads(requests, before, after):
 
 
 @pytest.mark.usefixtures("threshold")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(REQUESTS, st.integers(0, 100), st.binary(min_size=1, max_size=3))
 def test_damaged_messages_are_read_as_the_parser_would_or_rejected(requests, place, damage):
     message = PredictStreamRequest(requests=requests).SerializeToString()

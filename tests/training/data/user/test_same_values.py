@@ -131,7 +131,7 @@ def test_training_and_client_read_the_same_values(tmp_path, columns, separator, 
         np.testing.assert_array_equal(received[~is_unknown], array[~is_unknown])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60) | st.text('0123456789.,;\t\n\r"% -aé\ufeff', max_size=60))
 def test_no_content_of_a_table_raises_another_error(content):
     content = content if isinstance(content, bytes) else content.encode()
