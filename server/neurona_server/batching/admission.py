@@ -47,6 +47,16 @@ MIN_OBJECTIVE = 1.25
 three cycles take its place: those of a request that arrives just after a batch has started, and a
 reserve."""
 
+SPARE_SHARE = 0.5
+"""The part of the time beyond two full cycles that an objective leaves which is always reserved: it
+costs hardly any throughput, and stalls of the machine come that were not seen before ..."""
+
+SPARE_CYCLES = 2.0
+"""... up to so many full cycles, ..."""
+
+STALL_SECONDS = 0.02
+"""... or a usual stall of a busy machine, if that is longer."""
+
 GAP_GAIN = 1 / 16
 """How far the mean gap between batches moves towards the last one."""
 
@@ -246,11 +256,15 @@ class Admission:
                 f"deadline too short: {_ms(remaining)} remain "
                 f"(expected at least the predicted run time of {_ms(alone)})"
             )
+        full = self._cycle(max(request.rows, limit), group)
+        bound, lag = math.inf, request.arrival_lag
+        if objective is not None:
+            bound = _in_reach(objective, full) - lag
+            if lag and alone > bound:  # it has waited for too long before it was read
+                raise _wait_too_long(lag, alone, bound + lag)
         busy, overdue = self._busy_seconds(now)
         if self._is_idle(busy, now):
             return NO_ROWS
-        full = self._cycle(max(request.rows, limit), group)
-        bound = math.inf if objective is None else _in_reach(objective, full)
         allowed = min(remaining, bound)
         # A level gets its share of the turns at least: most requests need no further prediction.
         waiting = self._queue.backlog_seconds() * self._cost_distribution.pace + 2 * full
@@ -259,7 +273,7 @@ class Admission:
         priority = request.priority
         if not self.slots and busy + 2 * longest + overdue < allowed:
             reserve = self._reserve_seconds(priority, longest / full, overdue, full)
-            if busy + longest + full + reserve < allowed:
+            if busy + longest + full + max(reserve, _spare(bound, full)) < allowed:
                 return NO_ROWS
         moment = _Moment(now, busy, overdue, full, bound)
         if (error := self._find_lateness(request, moment)) is None:
@@ -285,8 +299,10 @@ class Admission:
         run = self._cycle(max(rows, min(other_rows + rows, limit)), group)
         if wait + run + _bounded(reserve, remaining, run) > remaining:
             return _wait_too_long(wait, run, remaining)
-        if wait + full + _bounded(reserve, bound, full) > bound:
-            return _wait_too_long(wait, full, bound)
+        if bound < math.inf:
+            reserve = _bounded(max(reserve, _spare(bound, full)), bound, full)
+            if wait + full + reserve > bound:
+                return _wait_too_long(wait, full, bound)
         return None
 
     def _displaceable_rows(
@@ -586,6 +602,13 @@ def _predicted_end(batch: RunningEstimate) -> float:
 def _in_reach(objective: float, full: float) -> float:
     """Return the objective, or three full cycles if it is out of reach."""
     return objective if objective >= MIN_OBJECTIVE * full else 3 * full
+
+
+def _spare(bound: float, full: float) -> float:
+    """Return what is always reserved of an objective; 0.0 if there is none."""
+    if bound == math.inf:
+        return 0.0
+    return min(SPARE_SHARE * (bound - 2 * full), max(SPARE_CYCLES * full, STALL_SECONDS))
 
 
 def _bounded(reserve: float, allowed: float, cycle: float) -> float:
