@@ -13,6 +13,8 @@ from neurona_server.config import sources
 from neurona_server.config.options import Config
 from neurona_server.models.onnx import provider_options
 from neurona_server.models.repository import model_toml
+from neurona_server.simulation.scenario import Load as SimulatedLoad
+from neurona_server.simulation.scenario import ModelScenario, Scenario
 from neurona_server.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +88,8 @@ def test_options_and_metrics_of_the_servers_manual_exist(path: Path) -> None:
     others |= {"sequence_id", "sequence_start", "sequence_end"}  # parameters of its requests
     others |= {"binary_data_size", "binary_data", "binary_data_output"}  # the same, over HTTP
     others |= {*provider_options._CUDA, *provider_options._TENSORRT}  # keys of providers
+    for struct in (Scenario, ModelScenario, SimulatedLoad):  # keys of neurona-simulate's files
+        others |= {*struct.__struct_fields__}
     for file in (model_config_pb2, open_inference_pb2, prediction_pb2):
         for message in file.DESCRIPTOR.message_types_by_name.values():
             others |= {field.name for field in message.fields}

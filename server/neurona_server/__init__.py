@@ -3,6 +3,7 @@
 Its packages and modules, in the order in which they import each other:
 
     cli         the command neurona-serve
+    simulation  the command neurona-simulate: the batching under a load, in virtual time
     in_process  `serve`: a server inside a notebook, a test or another program
     doctor      what stands between this machine and a server, a GPU included
     processes   several worker processes on one port, their supervisor, merged metrics

@@ -51,6 +51,22 @@ def test_the_commands_work(server):
     text = run("sh", "-c", metrics.replace("127.0.0.1:8002", server.metrics_address))
     labels = '{model="lenet5",version="1"}'
     assert f"neurona_latency_objective_seconds{labels} 0.05\n" in text
+    _check_counts(server, float(re.search(r"neurona_objective_met_ratio\S+ (\S+)", text)[1]))
+
+
+def _check_counts(server, ratio):
+    """What was admitted has met the objective or missed it; the rest was told when to retry."""
+
+    def count(name, **labels):
+        labels = {"model": "lenet5", "version": "1", **labels}
+        pairs = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+        return server.sample(f"neurona_{name}{{{pairs}}}")
+
+    met, missed = (count("objective_requests_total", result=one) for one in ("met", "missed"))
+    assert met > 0
+    assert ratio == met / (met + missed)
+    assert met + missed == sum(count("requests_total", outcome=one) for one in ("ok", "expired"))
+    assert count("dropped_requests_total") <= missed
 
 
 def test_the_python_works(server):

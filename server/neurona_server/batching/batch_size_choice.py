@@ -200,7 +200,7 @@ class BatchSizeChoice:
         """Learn from a run of `rows`, padding included."""
         if not self._costs.largest:
             self._costs.start(self._cost_model.seconds)
-        self._costs.observe(rows, seconds / self._cost_model.group_factor(group))
+        self._costs.observe(rows, seconds / self._cost_model.factor(group))
 
     def observe_batch(self, queued_at: float, started: float, ended: float) -> None:
         """Learn from a batch: when its first request was queued, when it started and ended."""

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Protocol, cast
 
 from neurona_server.batching.admission import Admission
@@ -35,6 +35,7 @@ from neurona_server.batching.device_scheduler import (
     NewCondition,
 )
 from neurona_server.batching.inline import InlineRunner
+from neurona_server.batching.inline_scheduler import MAX_INLINE_SECONDS
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
@@ -71,6 +72,10 @@ FULL_BATCHES_TO_EXPLORE = 16
 
 EXPIRED_IN_QUEUE = (
     "Request timeout expired: deadline exceeded while the request waited in the queue"
+)
+DROPPED_BEFORE_RUN = (
+    "request dropped before its run: it can no longer be answered within its deadline or the "
+    "latency objective"
 )
 DISPLACED_FROM_QUEUE = "queue full: the request was displaced by a more urgent one"
 EXPIRED_IN_RUN = "deadline exceeded while the model ran"
@@ -142,18 +147,26 @@ class Batcher:
         self.name = name  # of the model, for the log
         self.policy = policy
         self.cost_model = new_cost_model(policy.batch_sizes if batched else (1,))
-        self.queue = Queue(policy, clock, self.cost_model.predict, new_condition)
+        self.cost_distribution = CostDistribution(self.cost_model)
+        self.queue = Queue(policy, clock, self.cost_distribution.usual_cycle, new_condition)
         self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
         self.padding = Padding(self.cost_model.batch_sizes)
         self.size_choice = BatchSizeChoice(
             *(self.cost_model, self.padding.padded_rows, self.queue, clock, len(new_runs))
         )
-        if batched:
+        # With an objective the largest batch that keeps it gives the highest rate within it.
+        if batched and policy.latency_objective is None:
             self.queue.choose_rows = self.size_choice.choose
         self.failure_log = RateLimitedFailureLog(name)
-        self.cost_distribution = CostDistribution(self.cost_model)
+        self._runs = ModelRuns(name, new_runs)
         self.admission = Admission(
-            policy, self.queue, self.cost_model, self.cost_distribution, clock, len(new_runs)
+            policy,
+            self.queue,
+            self.cost_model,
+            self.cost_distribution,
+            clock,
+            len(new_runs),
+            None if scheduler is None else self.predict_turn,
         )
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
@@ -173,7 +186,6 @@ class Batcher:
             name, policy, self.queue, self.cost_model, self._watchdog, clock
         )
         self._metrics = metrics
-        self._runs = ModelRuns(name, new_runs)
         self._runs.objective = policy.latency_objective
         # The transport's thread shares the run of an instance on the CPU; see `serve_inline`.
         self._shared_run = new_runs[0][1] if new_runs[0][0] == CPU else None
@@ -252,7 +264,7 @@ class Batcher:
             NeuronaError: What `Admission.check` and `Queue.put` raise.
         """
         inline = defer is not None and self._inline.enabled
-        self.admission.check(request)
+        displace = self.admission.check(request)
         policies = self.policy.queue_policies
         if policies is not None and request.queue_timeout is None:
             request.queue_timeout = policies.level_timeout(request.priority)
@@ -261,17 +273,20 @@ class Batcher:
             return
         try:
             if (order := self._response_order) is None:
-                displaced = self.queue.put(parts, notify=not inline)
+                displaced = self.queue.put(parts, notify=not inline, displace=displace)
             else:
                 with order.admit(request):
-                    displaced = self.queue.put(parts, notify=not inline)
+                    displaced = self.queue.put(parts, notify=not inline, displace=displace)
         except QueueFullError as error:
-            error.retry_after = self.admission.predict_wait(request.priority)
+            error.retry_after = self.admission.predict_wait(
+                request.priority, request.group, request.rows
+            )
             raise
         if displaced:
             self._fail_displaced(displaced)
         if inline and defer is not None:
-            defer(self.serve_inline)
+            turns = self._scheduler.inline.in_this_thread(self._clock)
+            defer(turns.request(self._runs, self.serve_inline))
 
     def serve(self) -> None:
         """Run batch after batch, on whichever device is free, until the queue is closed and empty.
@@ -387,34 +402,37 @@ class Batcher:
                 return False
             for request in batch.expired:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
-            first = batch.requests[0]  # they do not run until the longest one has ended
-            self._record_wait(batch, self.cost_model.predict(first.rows, first.group))
+            self._record_wait(batch)
         except Exception:  # a bug, or no memory: the thread must keep running
             log.exception("%s: requests could not join a run", self.name)
             for request in [*batch.expired, *batch.requests]:
                 request.fail(ModelFailedError())
         return True
 
-    def _record_wait(self, batch: Batch, predicted: float) -> None:
+    def _record_wait(self, batch: Batch) -> None:
         """Record what requests have waited that have just left the queue."""
         self._metrics.record_queue_waits(batch.queue_seconds)
         if self._tracer is not None:
             self._tracer.record_queue_times(batch.requests)
-        self.admission.observe_waits(batch.expired, batch.requests, predicted)
 
     def runs_in_this_thread(self) -> bool:
         """Return whether the calling thread is a transport's that runs the model inline now."""
         return self._inline.runs_in_this_thread()
 
-    def serve_inline(self) -> bool:
+    def serve_inline(self, end: float | None = None, max_seconds: float = math.inf) -> bool:
         """Run waiting requests in the calling thread: see `InlineRunner.run_batches`.
+
+        It does so until `end`, by default for MAX_INLINE_SECONDS; no run takes `max_seconds`.
 
         On the CPU beside the runs of the instances. A run on another device has buffers that only
         one batch can use, so it needs a turn there, as in `serve`; without one the instances run
         the requests.
         """
+        if end is None:
+            end = self._clock() + MAX_INLINE_SECONDS
+        self._limit_runs(max_seconds)
         if (shared_run := self._shared_run) is not None:
-            return self._inline.run_batches(lambda batch: self.process(batch, shared_run))
+            return self._inline.run_batches(lambda batch: self.process(batch, shared_run), end)
         try:
             turn = self._scheduler.try_turn(self._runs, self._clock)
         except DeviceLostError as error:
@@ -429,7 +447,17 @@ class Batcher:
             self.process(batch, turn.new_run)
 
         with turn:
-            return self._inline.run_batches(process)
+            return self._inline.run_batches(process, end)
+
+    def predict_turn(self, now: float, turns: int = 1) -> float:
+        """Return the predicted seconds by which turns of other models delay the next batches.
+
+        See `DeviceScheduler.predict_turn`.
+        """
+        if self._inline.enabled and self._shared_run is not None:
+            inline = self._scheduler.inline.in_this_thread(self._clock)
+            return inline.predict_turn(self._runs, now, turns)
+        return self._scheduler.predict_turn(self._runs, now, turns)
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""
@@ -441,23 +469,14 @@ class Batcher:
                 request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
             if batch.requests:
                 group = (batch.slots or self.joiner).group(batch.requests)
-                predicted = self.cost_model.predict(batch.rows, group)
-                batch.predicted_seconds = predicted
-                if batch.turn is not None:
-                    batch.turn.expect(predicted)
                 if not batch.is_rerun:
-                    self._record_wait(batch, predicted)
-                estimate = self.admission.start_batch(predicted, batch.level_rows, group)
-                batch.estimate = estimate
-                try:
-                    self._run_or_halve(batch, batch.requests, new_run)
-                finally:  # or it would count as running for ever, and requests be rejected for it
-                    if not batch.abandoned:
-                        self.admission.finish_batch(estimate)
-                        if self.queue.choose_rows is not None:
-                            queued_at = batch.requests[0].queued_at
-                            ended = self._clock()
-                            self.size_choice.observe_batch(queued_at, estimate.started, ended)
+                    self._record_wait(batch)
+                    if self.admission.is_learning:
+                        self._drop_late(batch, group)
+            if batch.requests:
+                self._process_requests(batch, group, new_run)
+            elif batch.expired and self.admission.is_learning:
+                self._observe_answers(batch.expired, ())
         except Exception:  # a bug: the thread must keep running, and every caller gets a response
             log.exception("%s: a batch could not be processed", self.name)
             for request in [*batch.expired, *batch.requests]:
@@ -468,6 +487,44 @@ class Batcher:
             except KeyError:  # the watchdog has removed it just before: see `_leave_lost_device`
                 batch.abandoned = True
             self._overdue_batches.discard(batch)
+
+    def _process_requests(self, batch: Batch, group: Hashable, new_run: NewRun) -> None:
+        """Run the requests of a batch, and observe what that takes and whether they are in time."""
+        rows = batch.rows
+        batch.predicted_seconds = self.cost_model.predict(rows, group)
+        could_start = 0.0
+        if batch.turn is not None:
+            could_start = batch.turn.started
+            batch.turn.expect(batch.predicted_seconds)
+        estimate = self.admission.start_batch(rows, batch.level_rows, group, could_start)
+        batch.estimate = estimate
+        requests = [*batch.requests] if self.admission.is_learning else ()
+        try:
+            self._run_or_halve(batch, batch.requests, new_run)
+        finally:  # or it would count as running for ever, and requests be rejected for it
+            if not batch.abandoned:
+                self.admission.finish_batch(estimate)
+                if self.queue.choose_rows is not None:
+                    queued_at = batch.requests[0].queued_at
+                    self.size_choice.observe_batch(queued_at, estimate.started, self._clock())
+        if requests and batch.slots is None and not batch.interrupted:
+            self._observe_answers(batch.expired, requests)
+
+    def _drop_late(self, batch: Batch, group: Hashable) -> None:
+        """Fail the requests of a batch that cannot be answered in time, before it runs."""
+        late = self.admission.pop_late(batch.requests, group)
+        for request in late:
+            if request.fail(DeadlineExceededError(DROPPED_BEFORE_RUN)):
+                self._metrics.dropped_requests.inc(request.count)
+        batch.expired.extend(late)
+        for request in late:
+            batch.level_rows[request.priority] -= request.rows
+
+    def _observe_answers(self, expired: Sequence[Request], requests: Sequence[Request]) -> None:
+        """Learn how many requests that have just been answered are in time."""
+        met, missed = self.admission.observe_answers(expired, requests)
+        if self.policy.latency_objective is not None:
+            self._metrics.record_objective(met, missed)
 
     def check_runs(self) -> bool:
         """Act on the runs that take too long; return whether there are any runs.
@@ -607,21 +664,21 @@ class Batcher:
 
     def _apply_memory_limit(self, limit: MemoryLimit) -> None:
         rows = limit.update(self._clock())
-        self._max_request_rows = min(rows, self.policy.max_rows)
         self._set_max_batch_rows(rows)
 
     def _set_max_batch_rows(self, rows: int) -> None:
         """Set the size of the largest batch to `rows` or, if objectives require it, to less."""
-        if self.policy.latency_objective is not None:
-            rows = min(rows, self._next_batch_size())
         if self._max_run_seconds != math.inf:
             rows = min(rows, self.cost_model.rows_within(self._max_run_seconds))
+        self._max_request_rows = min(rows, self.policy.max_rows)
+        if self.policy.latency_objective is not None:
+            rows = min(rows, self._next_batch_size())
         self.queue.max_batch_rows = rows
 
     def _fail_displaced(self, displaced: Sequence[Request]) -> None:
         """Finish requests that gave their place in the queue to more urgent ones."""
         for request in displaced:
-            retry_after = self.admission.predict_wait(request.priority)
+            retry_after = self.admission.predict_wait(request.priority, request.group, request.rows)
             if request.fail(QueueFullError(DISPLACED_FROM_QUEUE, retry_after)):
                 self._metrics.displaced_requests.inc(request.count)
 
@@ -665,9 +722,10 @@ class Batcher:
             terminated = running is not None and running.terminated
             halves = self._halve_after(error, batch, requests, terminated=terminated)
         else:
-            self._deliver(
-                batch, requests if batch.slots is None else batch.slots.pop_ended(), outputs
-            )
+            ended = requests if batch.slots is None else batch.slots.pop_ended()
+            self._deliver(batch, ended, outputs)
+            if ended and batch.slots is not None and self.admission.is_learning:
+                self._observe_answers((), ended)
         batch.finish_run()
         for half in halves:
             self._run_or_halve(batch, half, new_run)
@@ -740,8 +798,7 @@ class Batcher:
                 if batch.slots is None:
                     request.fail(DeadlineExceededError(EXPIRED_IN_QUEUE))
                 elif request.fail(DeadlineExceededError(EXPIRED_IN_RUN)):
-                    run = self.cost_model.predict(request.rows, request.group)
-                    self.admission.observe_waits([request], (), run)
+                    self._observe_answers([request], ())
         return [request for request in requests if not request.finished]
 
     def _reject_invalid(
@@ -884,7 +941,8 @@ class Batcher:
         self._metrics.record_run(rows, count, padded - rows, phases, predicted)
         self.cost_model.observe(padded, seconds, group, run_finished)
         self.size_choice.observe_run(padded, seconds, group)
-        self._full_batches += rows >= self.queue.max_batch_rows
+        # One is full if the next request does not fit.
+        self._full_batches += 4 * rows >= 3 * self.queue.max_batch_rows
         self._inline.observe(seconds)
         self.tune()
         return outputs

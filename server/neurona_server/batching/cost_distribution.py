@@ -23,6 +23,16 @@ MAX_WEIGHT = 1e100
 MIN_SECONDS = 1e-9
 """What a phase counts for whose clock shows no time at all."""
 
+MEAN_MEMORY = 64
+"""Batches of one size after which one counts 1/e in the mean cycle: the pace covers changes that
+are faster."""
+
+MAX_DIFFERENCE = 1.5
+"""Ratio of a mean cycle to what the cost model has learned at which the mean begins again."""
+
+PACE_GAIN = 0.1
+"""How far the pace moves towards that of a batch, if its size is a full one."""
+
 LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 """The quantiles that are described."""
 
@@ -113,13 +123,21 @@ class CostDistribution:
     """Histograms of the times of batches for each batch size of a cost model.
 
     A batch between two sizes counts for the upper one, and one of another group for the measured
-    group, scaled as the cost model predicts. Thread-safe.
+    group, scaled as the cost model predicts.
+
+    A mean cycle is that of its size, times the pace: what batches of any size have taken in the
+    last moments over what they usually take. Thread-safe.
     """
 
     def __init__(self, cost_model: CostModel) -> None:
         self._cost_model = cost_model
         self._sizes = cost_model.batch_sizes
         self._histograms: dict[int, tuple[DecayingHistogram, ...]] = {}
+        self._cycles: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
+        self._run_ratio = 1.0  # of a cycle to the run that the cost model predicts
+        self.pace = 1.0
+        """What cycles take at the moment, over their usual time."""
         self._lock = threading.Lock()
 
     def observe(self, rows: int, group: Hashable, times: BatchTimes) -> None:
@@ -134,6 +152,20 @@ class CostDistribution:
                 self._histograms = {**self._histograms, size: histograms}
             for histogram, seconds in zip(histograms, times, strict=True):
                 histogram.add(max(seconds * scale, MIN_SECONDS))
+            self._observe_cycle(size, times.cycle * scale)
+
+    def usual_cycle(self, rows: int, group: Hashable = None) -> float:
+        """Return the usual seconds of a cycle, without the pace; 0.0 before any measurement."""
+        model = self._cost_model
+        for size in self._sizes:
+            if size >= rows:
+                break
+        if (cycle := self._cycles.get(size)) is None:
+            return model.predict(rows, group) * self._run_ratio
+        if size == rows:
+            return cycle * model.factor(group)
+        measured = model.predict(size)
+        return cycle * model.predict(rows, group) / measured if measured else cycle
 
     def quantile(self, rows: int, level: float, group: Hashable = None) -> BatchTimes | None:
         """Return a quantile of each time of a batch, None if no batch is known."""
@@ -158,6 +190,37 @@ class CostDistribution:
                 for level in LEVELS
                 if 2 * count * min(level, 1.0 - level) >= 1.0
             ]
+
+    @property
+    def stretch(self) -> float:
+        """What cycles take at the moment over the run that the cost model predicts."""
+        return self._run_ratio * self.pace
+
+    def adjust_pace(self, excess: float) -> None:
+        """Learn from a batch that took longer than predicted.
+
+        Args:
+            excess: By how much, relative to a full cycle; below 0 if it was quicker.
+        """
+        self.pace *= 1.0 + PACE_GAIN * min(max(excess, -1.0), 1.0)
+
+    def _observe_cycle(self, size: int, cycle: float) -> None:
+        """Learn the mean of a size; one that took far longer than usual counts as twice that."""
+        predicted = self._cost_model.predict(size)
+        usual = self._cycles.get(size)
+        if usual is None:
+            usual = predicted * self._run_ratio or cycle
+        count = self._counts.get(size, 1) + 1
+        bounded = min(cycle, 2.0 * usual * max(1.0, self.pace))
+        usual += (bounded - usual) / min(count, MEAN_MEMORY)
+        # The cost model's medians follow a new speed within three runs.
+        likely = predicted * self._run_ratio
+        if likely and not 1 / MAX_DIFFERENCE < usual / likely < MAX_DIFFERENCE:
+            usual, count = likely, 2
+        self._cycles[size], self._counts[size] = usual, count
+        if predicted:
+            ratio = min(cycle / predicted, 2.0 * self._run_ratio)
+            self._run_ratio += (ratio - self._run_ratio) / MEAN_MEMORY
 
     def _scale(self, size: int, rows: int, group: Hashable) -> float:
         """Return what a batch of `size` of the measured group costs over one of `rows`."""

@@ -105,8 +105,13 @@ class CostModel:
         record = self._groups.get(group)
         return self._predict_for_measured_group(rows) * (record.factor if record else 1.0)
 
-    def group_factor(self, group: Hashable) -> float:
-        """Return what runs of a group cost relative to the measured one, 1.0 if that is unknown."""
+    def is_known(self, group: Hashable) -> bool:
+        """Return whether the cost of a group was learned: from its first run it is not."""
+        record = self._groups.get(group)
+        return group == self._measured_group or (record is not None and bool(record.factors))
+
+    def factor(self, group: Hashable) -> float:
+        """Return what a run of a group takes over one of the measured group."""
         record = self._groups.get(group)
         return record.factor if record else 1.0
 

@@ -269,6 +269,10 @@ class Queue:
         """Return the number of waiting rows of this group."""
         return sum([level.backlog.rows.get(group, 0) for level in self._levels])
 
+    def level_rows(self, level: Priority) -> int:
+        """Return the number of waiting rows of a level."""
+        return self._levels[level].rows
+
     def backlog_seconds(self) -> float:
         """Return the predicted seconds in which one instance runs all that waits."""
         with self._lock:

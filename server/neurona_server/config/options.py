@@ -226,9 +226,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         Meta(ge=0, le=MAX_MS),
         Help(
-            "Milliseconds from admission to response that an admitted request should take at most: "
-            "batches are kept small enough, and requests predicted to take longer are rejected. "
-            "0: no objective."
+            "Milliseconds from arrival to response that an admitted request takes at most: "
+            "batches are kept small enough, and requests that would probably take longer are "
+            "rejected. docs/objectives.md says how to choose it. 0: no objective."
         ),
     ] = 0.0
     inline: Annotated[

@@ -126,6 +126,7 @@ def test_a_displaced_request_fails_as_rejected_with_the_time_of_its_retry():
     batcher = batcher_of(max_queue_rows=8)
     batcher.cost_model.measure(lambda rows: 1.0, (1,))
     low = ask(batcher, 8, LOW)
+    batcher.admission.start_batch(8)
     high = ask(batcher, 1, HIGH)
     ((outputs, error),) = low.results
     assert outputs is None
@@ -179,6 +180,60 @@ def test_a_callback_of_a_displaced_request_may_use_the_queue():
     assert seen[0] == 0.0
     batcher.step(Puppet())
     assert seen[1].answer == [2.0]
+
+
+class TestObjective:
+    """A request that would be late because less urgent ones have a turn before it."""
+
+    def make(self, objective):
+        """A batcher whose batches of 8 rows take 0.8 s, and that runs one."""
+        policy = BatchPolicy(max_rows=8, max_queue_rows=640, latency_objective=objective)
+        batcher = PuppetBatcher(policy)
+        batcher.cost_model.measure(lambda rows: 0.1 * rows, (1,), budget=1e9)
+
+        def pass_time(inputs):
+            batcher.clock.now += 0.1 * len(inputs["x"])
+
+        for _ in range(8):
+            ask(batcher, 8, NORMAL)
+            batcher.step(Puppet(before=pass_time))
+        batcher.admission.start_batch(8)
+        return batcher
+
+    def fill(self, batcher, priority):
+        """Submit requests of a level until one is refused, and return the others."""
+        admitted = []
+        while True:
+            try:
+                admitted.append(ask(batcher, 1, priority))
+            except QueueFullError:
+                return admitted
+
+    def test_the_newest_give_place_to_it_except_a_share_of_what_can_be_answered(self):
+        count = 0
+        for objective in range(4, 15):
+            batcher = self.make(objective)
+            levels = {level: self.fill(batcher, level) for level in (LOW, NORMAL)}
+            self.fill(batcher, HIGH)
+            for level, requests in levels.items():
+                displaced = [one for one in requests if one.results]
+                kept = [one for one in requests if not one.results]
+                assert requests == [*kept, *displaced]
+                share = int(objective / 0.1 * WEIGHTS[level] / ALL_WEIGHTS)
+                assert len(kept) >= min(len(requests), share)
+                for one in displaced:
+                    error = one.results[0][1]
+                    assert isinstance(error, QueueFullError)
+                    assert "displaced by a more urgent one" in str(error)
+                    assert error.retry_after > 0.0
+                count += len(displaced)
+        assert count
+
+    def test_requests_that_are_not_in_the_way_keep_their_places(self):
+        batcher = self.make(8.0)
+        low = self.fill(batcher, LOW)
+        ask(batcher, 1, HIGH)
+        assert not any(one.results for one in low)
 
 
 def test_displacing_takes_little_time_whatever_waits():

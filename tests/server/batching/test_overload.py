@@ -145,7 +145,7 @@ def test_where_runs_vary_widely_the_most_urgent_requests_are_refused_least():
     report = simulation.run(Load(1.5, MIXES["equal"], (1, 2, 3)), 40)
     rejected = [report.levels[level].rejected_share for level in Priority]
     assert rejected == sorted(rejected)
-    assert rejected[0] <= 0.15
+    assert rejected[0] <= 0.2  # what is kept in reserve for such runs
 
 
 def test_a_time_of_slow_runs_is_forgotten():
