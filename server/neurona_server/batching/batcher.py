@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
 from typing import Protocol, cast
 
 from neurona_server.batching.admission import Admission
@@ -35,6 +34,7 @@ from neurona_server.batching.device_scheduler import (
     NewCondition,
 )
 from neurona_server.batching.inline import InlineRunner
+from neurona_server.batching.inline_scheduler import MAX_INLINE_SECONDS
 from neurona_server.batching.memory_limit import MemoryLimit
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
@@ -159,7 +159,7 @@ class Batcher:
             self.cost_distribution,
             clock,
             len(new_runs),
-            None if scheduler is None else partial(scheduler.predict_turn, self._runs),
+            None if scheduler is None else self.predict_turn,
         )
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets
@@ -275,7 +275,8 @@ class Batcher:
         if displaced:
             self._fail_displaced(displaced)
         if inline and defer is not None:
-            defer(self.serve_inline)
+            turns = self._scheduler.inline.in_this_thread(self._clock)
+            defer(turns.request(self._runs, self.serve_inline))
 
     def serve(self) -> None:
         """Run batch after batch, on whichever device is free, until the queue is closed and empty.
@@ -408,15 +409,20 @@ class Batcher:
         """Return whether the calling thread is a transport's that runs the model inline now."""
         return self._inline.runs_in_this_thread()
 
-    def serve_inline(self) -> bool:
+    def serve_inline(self, end: float | None = None, max_seconds: float = math.inf) -> bool:
         """Run waiting requests in the calling thread: see `InlineRunner.run_batches`.
+
+        It does so until `end`, by default for MAX_INLINE_SECONDS; no run takes `max_seconds`.
 
         On the CPU beside the runs of the instances. A run on another device has buffers that only
         one batch can use, so it needs a turn there, as in `serve`; without one the instances run
         the requests.
         """
+        if end is None:
+            end = self._clock() + MAX_INLINE_SECONDS
+        self._limit_runs(max_seconds)
         if (shared_run := self._shared_run) is not None:
-            return self._inline.run_batches(lambda batch: self.process(batch, shared_run))
+            return self._inline.run_batches(lambda batch: self.process(batch, shared_run), end)
         try:
             turn = self._scheduler.try_turn(self._runs, self._clock)
         except DeviceLostError as error:
@@ -431,7 +437,17 @@ class Batcher:
             self.process(batch, turn.new_run)
 
         with turn:
-            return self._inline.run_batches(process)
+            return self._inline.run_batches(process, end)
+
+    def predict_turn(self, now: float, turns: int = 1) -> float:
+        """Return the predicted seconds by which turns of other models delay the next batches.
+
+        See `DeviceScheduler.predict_turn`.
+        """
+        if self._inline.enabled and self._shared_run is not None:
+            inline = self._scheduler.inline.in_this_thread(self._clock)
+            return inline.predict_turn(self._runs, now, turns)
+        return self._scheduler.predict_turn(self._runs, now, turns)
 
     def process(self, batch: Batch, new_run: NewRun) -> None:
         """Finish every request of the batch; raise nothing, whatever the model does."""
@@ -635,15 +651,15 @@ class Batcher:
 
     def _apply_memory_limit(self, limit: MemoryLimit) -> None:
         rows = limit.update(self._clock())
-        self._max_request_rows = min(rows, self.policy.max_rows)
         self._set_max_batch_rows(rows)
 
     def _set_max_batch_rows(self, rows: int) -> None:
         """Set the size of the largest batch to `rows` or, if objectives require it, to less."""
-        if self.policy.latency_objective is not None:
-            rows = min(rows, self._next_batch_size())
         if self._max_run_seconds != math.inf:
             rows = min(rows, self.cost_model.rows_within(self._max_run_seconds))
+        self._max_request_rows = min(rows, self.policy.max_rows)
+        if self.policy.latency_objective is not None:
+            rows = min(rows, self._next_batch_size())
         self.queue.max_batch_rows = rows
 
     def _fail_displaced(self, displaced: Sequence[Request]) -> None:

@@ -1,17 +1,18 @@
 """Shares the devices fairly between the models that run on them.
 
-It is one file since who goes next, how long its run may take and when the others are predicted to
-get their turns follow from the same accounts under the same lock.
+It is one file since to begin, to end and to predict turns all read and change the same accounts
+under the same lock.
 """
 
-import heapq
 import math
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
+from neurona_server.batching.fair_queue import Account, FairQueue, ModelShare
+from neurona_server.batching.inline_scheduler import InlineScheduler
 from neurona_server.errors import DeviceLostError
 
 CPU = "cpu"
@@ -24,29 +25,11 @@ NewCondition = Callable[[threading.Lock], threading.Condition]
 """Makes the condition in which threads wait with a lock: a simulation has them wait in virtual
 time."""
 
-MAX_CREDIT = 0.1
-"""Seconds of a device that a model which used less than its share is owed at most. That makes up
-for the bursts of its requests: about twenty runs of 5 ms."""
-
-PATIENCE = 0.1
-"""Seconds that a model without an objective may wait while others, that keep to their shares as
-well, go first because of their objectives."""
-
-ACTIVE_SECONDS = 10.0
-"""The objective of a model limits the runs of others until it has had no turn for this long."""
-
-LIMIT_INTERVAL = 0.1
-"""Seconds after which the limit of the runs on a device is computed again."""
-
-SMOOTHING = 0.1
-"""The weight of the latest turn in the averages of a model's turns."""
-
-
 OVERDUE_SHARE = 0.1
 """The part of its time until now for which a turn that should have ended is assumed to go on."""
 
 
-class ModelRuns:
+class ModelRuns(ModelShare):
     """The runs that one loaded model can have at once, by device; some are idle, others go on."""
 
     def __init__(self, model: str, new_runs: Sequence[tuple[str, NewRun]]) -> None:
@@ -56,6 +39,7 @@ class ModelRuns:
             model: Its name.
             new_runs: For each, the label of its device and what makes the run.
         """
+        super().__init__()
         self.model = model
         self.total = len(new_runs)
         self.idle: dict[str, list[NewRun]] = {device: [] for device, _ in new_runs}
@@ -65,33 +49,15 @@ class ModelRuns:
         """Called at the end of a turn with the device, the batches and the seconds that it had."""
         self.used_seconds = 0.0
         """Those of its turns on all devices."""
-        self.objective: float | None = None
-        """Seconds within which its requests are to be answered, None if there is no limit."""
-        self.turn_seconds = 0.0
-        """Those of a turn, on average."""
-        self.wait_seconds = 0.0
-        """Those that a thread waits for a turn, on average."""
         self.waiters: deque[_Waiter] = deque()
         """The threads that wait for a turn, in the order in which they came."""
-        self.accounts: dict[str, _Account] = {}
+        self.accounts: dict[str, DeviceAccount] = {}
         """What it has used of each device; made by the scheduler."""
 
     @property
     def devices(self) -> Sequence[str]:
         """The labels of the devices."""
         return list(self.idle)
-
-    @property
-    def slack(self) -> float:
-        """The seconds that a run of another model may take, inf without an objective.
-
-        A request may arrive just after a batch was cut, so it waits for two turns of its own model.
-        Half of what is left is kept for turns of several others, and for what nobody predicts. An
-        objective that is shorter than two turns does not make the runs of others ever smaller.
-        """
-        if self.objective is None:
-            return math.inf
-        return max(self.objective - 2.0 * self.turn_seconds, self.turn_seconds) / 2.0
 
 
 class _Waiter:
@@ -115,30 +81,39 @@ class _Waiter:
         self.error: DeviceLostError | None = None
 
 
-class _Account:
+class DeviceAccount(Account):
     """What a model has used of a device."""
 
-    __slots__ = ("device", "idle", "is_active", "is_queued", "number", "runs", "turns", "used")
+    __slots__ = ("device", "idle", "runs", "turns")
 
     def __init__(self, runs: ModelRuns, device: str, number: int, used: float) -> None:
+        super().__init__(number, used)
         self.runs = runs
         self.device = device
         self.idle = runs.idle[device]
-        self.number = number
-        """Which of the accounts of the device it is."""
-        self.used = used
-        """Its seconds on the scale of the device's virtual time."""
         self.turns = 0
         """Those that go on."""
-        self.is_active = False
-        """Whether it has a turn, or wants one."""
-        self.is_queued = False
-        """Whether it is in one of the device's heaps."""
 
     @property
     def can_start(self) -> bool:
         """Whether a thread waits, and a run is idle here."""
         return bool(self.runs.waiters and self.idle)
+
+    @property
+    def due(self) -> float:
+        return self.runs.waiters[0].due
+
+    @property
+    def slack(self) -> float:
+        return self.runs.slack
+
+    @property
+    def turn_seconds(self) -> float:
+        return self.runs.turn_seconds
+
+    @property
+    def run_count(self) -> int:
+        return self.turns + len(self.idle)
 
 
 class DeviceTurn:
@@ -153,7 +128,7 @@ class DeviceTurn:
     )
 
     def __init__(
-        self, scheduler: "DeviceScheduler", clock: Callable[[], float], account: _Account
+        self, scheduler: "DeviceScheduler", clock: Callable[[], float], account: DeviceAccount
     ) -> None:
         self._scheduler = scheduler
         self._clock = clock
@@ -185,89 +160,23 @@ class DeviceTurn:
             self._scheduler.end(self, self._clock())
 
 
-class DeviceUse:
+class DeviceUse(FairQueue[DeviceAccount]):
     """The slots of one device, how much it was used, and who waits for it."""
 
-    __slots__ = (
-        *("accounts", "active", "eligible", "free_slots", "limit", "limit_until", "limiting"),
-        *("other_limit", "recent", "seconds", "slots", "turns", "updated", "virtual_time"),
-        "waiting",
-    )
+    __slots__ = ("free_slots", "seconds", "turns")
 
     def __init__(self, slots: int) -> None:
-        self.slots = slots
+        super().__init__(slots)
         self.free_slots = slots
         self.seconds = 0.0
         """Those of its turns together: more than have passed if several went on at once."""
-        self.virtual_time = 0.0
-        """The seconds that a model has had which wanted its equal share all the time: that of
-        weighted fair queueing (Demers, Keshav and Shenker 1989). What a model used while no other
-        wanted it does not count against it."""
-        self.updated = -math.inf
-        """When that was computed."""
-        self.active = 0
-        """The models that have a turn here, or want one."""
-        self.accounts = 0
         self.turns: set[DeviceTurn] = set()
         """Those that hold a slot."""
-        self.eligible: list[tuple[float, int, _Account]] = []
-        """A heap of the models that wait and have used no more than their shares, the one that is
-        due first first: earliest eligible deadline first (Stoica and Abdel-Wahab 1995)."""
-        self.waiting: list[tuple[float, int, _Account]] = []
-        """A heap of the other models that wait, the one that has used least first."""
-        self.recent: OrderedDict[_Account, float] = OrderedDict()
-        """When each model last asked for a turn, the latest last."""
-        self.limit = self.other_limit = math.inf
-        """Seconds that a run may take: one of any model but `limiting`, and one of that."""
-        self.limiting: _Account | None = None
-        """The model with the tightest objective."""
-        self.limit_until = -math.inf
-        """When these limits have to be computed again."""
 
     @property
     def load(self) -> tuple[float, float]:
         """Share of the slots that are taken and, for devices with equal shares, past use."""
         return 1.0 - self.free_slots / self.slots, self.seconds
-
-    def advance(self, now: float) -> None:
-        """Bring the virtual time up to date."""
-        if now > self.updated:
-            if self.updated > -math.inf:
-                self.virtual_time += (now - self.updated) * self.slots / max(1, self.active)
-            self.updated = now
-
-    def max_seconds(self, account: _Account, now: float) -> float:
-        """Return what a run of a model may take that begins now."""
-        if now >= self.limit_until:
-            self._update_limits(now)
-        return self.other_limit if account is self.limiting else self.limit
-
-    def note_request(self, account: _Account, now: float) -> None:
-        """Note that a model wants a turn."""
-        recent = self.recent
-        if account not in recent:
-            self.limit_until = -math.inf
-        recent[account] = now
-        recent.move_to_end(account)
-
-    def _update_limits(self, now: float) -> None:
-        recent = self.recent
-        while recent and recent[next(iter(recent))] < now - ACTIVE_SECONDS:
-            recent.popitem(last=False)
-        self.limit_until = now + LIMIT_INTERVAL
-        self.limit = self.other_limit = math.inf
-        self.limiting = None
-        runs = 0
-        for account in recent:
-            runs += account.turns + len(account.idle)
-            slack = account.runs.slack
-            if slack < self.limit:
-                self.limit, self.other_limit = slack, self.limit
-                self.limiting = account
-            elif slack < self.other_limit:
-                self.other_limit = slack
-        if runs <= self.slots:  # nobody waits for the run of another
-            self.limit = self.other_limit = math.inf
 
 
 class DeviceScheduler:
@@ -316,6 +225,8 @@ class DeviceScheduler:
         self._waiting: dict[ModelRuns, None] = {}
         self._lock = threading.Lock()
         self._new_condition = new_condition
+        self.inline = InlineScheduler()
+        """The turns of models that run on a transport's thread, beside the slots of the CPU."""
         self.lost_devices: Mapping[str, str] = {}
         """Why each device that is lost does not work, by its label."""
         self.on_lost: Callable[[str, str], object] = lambda _device, _reason: None
@@ -379,11 +290,8 @@ class DeviceScheduler:
         """Drop what is known of a model that has no more turns: its memory is to be freed."""
         with self._lock:
             for account in runs.accounts.values():
-                use = self._devices[account.device]
-                use.recent.pop(account, None)
-                for heap in (use.eligible, use.waiting):
-                    heap[:] = [entry for entry in heap if entry[2] is not account]
-                    heapq.heapify(heap)
+                self._devices[account.device].remove(account)
+        self.inline.forget(runs)
 
     def try_turn(self, runs: ModelRuns, clock: Callable[[], float]) -> DeviceTurn | None:
         """Do as `turn` does, but return None if it would have to wait."""
@@ -474,13 +382,13 @@ class DeviceScheduler:
     def _start_or_wait(self, runs: ModelRuns, clock: Callable[[], float]) -> "DeviceTurn | _Waiter":
         account = self._find_free(runs, clock())
         if account is not None:
-            runs.wait_seconds -= SMOOTHING * runs.wait_seconds
+            runs.observe_wait(0.0)
             return self._start_free(account, clock)
         if (error := self.lost_error(runs)) is not None:
             raise error
         return self._wait(runs, clock)
 
-    def _find_free(self, runs: ModelRuns, now: float) -> _Account | None:
+    def _find_free(self, runs: ModelRuns, now: float) -> DeviceAccount | None:
         """Return the account of the least loaded device with a free slot and an idle run."""
         best, least = None, (2.0, 0.0)
         lost = self.lost_devices
@@ -496,23 +404,20 @@ class DeviceScheduler:
                 best, least = account, use.load
         return best
 
-    def _start_free(self, account: _Account, clock: Callable[[], float]) -> DeviceTurn:
+    def _start_free(self, account: DeviceAccount, clock: Callable[[], float]) -> DeviceTurn:
         """Start a turn for which nobody had to wait."""
         use = self._devices[account.device]
         use.advance(clock())
-        # A model that was idle has no claim on the time that it did not use.
-        account.used = max(account.used, use.virtual_time - MAX_CREDIT)
+        use.limit_credit(account)
         return self._start(account, clock)
 
-    def _start(self, account: _Account, clock: Callable[[], float]) -> DeviceTurn:
+    def _start(self, account: DeviceAccount, clock: Callable[[], float]) -> DeviceTurn:
         use = self._devices[account.device]
         turn = DeviceTurn(self, clock, account)
         now = turn.started
         use.advance(now)
         account.turns += 1
-        if not account.is_active:
-            account.is_active = True
-            use.active += 1
+        use.set_active(account, True)
         use.free_slots -= 1
         use.turns.add(turn)
         turn.max_seconds = use.max_seconds(account, now)
@@ -520,28 +425,18 @@ class DeviceScheduler:
 
     def _wait(self, runs: ModelRuns, clock: Callable[[], float]) -> "_Waiter":
         now = clock()
-        slack = runs.slack
-        due = now + (PATIENCE if slack == math.inf else slack)
-        waiter = _Waiter(self._new_condition(self._lock), clock, now, due)
+        waiter = _Waiter(self._new_condition(self._lock), clock, now, runs.due(now))
         runs.waiters.append(waiter)
         self._waiting[runs] = None
         for account in runs.accounts.values():
             use = self._devices[account.device]
             use.note_request(account, now)
             use.advance(now)
-            if len(runs.waiters) == 1:  # see `_start_free`
-                account.used = max(account.used, use.virtual_time - MAX_CREDIT)
-            if not account.is_active:
-                account.is_active = True
-                use.active += 1
-            self._enqueue(use, account)
+            if len(runs.waiters) == 1:
+                use.limit_credit(account)
+            use.set_active(account, True)
+            use.push(account)
         return waiter
-
-    def _enqueue(self, use: DeviceUse, account: _Account) -> None:
-        """Put the account of a model that waits into a heap, unless it is in one."""
-        if not account.is_queued and account.can_start:
-            account.is_queued = True
-            heapq.heappush(use.waiting, (account.used, account.number, account))
 
     def _dispatch(self, device: str, now: float) -> None:
         """Give the free slots of a device to those whose turn it is, and wake their threads."""
@@ -549,62 +444,25 @@ class DeviceScheduler:
             return
         use = self._devices[device]
         use.advance(now)
-        while use.free_slots and (account := self._pop_next(use)) is not None:
+        while use.free_slots and (account := use.pop()) is not None:
             runs = account.runs
             waiter = runs.waiters.popleft()
             if not runs.waiters:
                 del self._waiting[runs]
             turn = waiter.turn = self._start(account, waiter.clock)
-            runs.wait_seconds += SMOOTHING * (turn.started - waiter.since - runs.wait_seconds)
-            self._enqueue(use, account)
+            runs.observe_wait(turn.started - waiter.since)
+            use.push(account)
             if len(runs.accounts) > 1:
                 for other in runs.accounts.values():
                     self._update_activity(other)
             waiter.condition.notify()
-
-    def _pop_next(self, use: DeviceUse) -> _Account | None:
-        """Remove and return the account of the model whose turn it is, None if nobody waits.
-
-        Accounts have changed since they were put into the heaps: they may have used more, or need
-        no turn here any more. This is found out only when it matters.
-        """
-        waiting, eligible, virtual_time = use.waiting, use.eligible, use.virtual_time
-        while waiting and waiting[0][0] <= virtual_time:
-            _, _, account = heapq.heappop(waiting)
-            if not account.can_start:
-                account.is_queued = False
-            elif account.used <= virtual_time:
-                due = account.runs.waiters[0].due
-                heapq.heappush(eligible, (due, account.number, account))
-            else:
-                heapq.heappush(waiting, (account.used, account.number, account))
-        while eligible:
-            _, _, account = heapq.heappop(eligible)
-            if account.can_start and account.used > virtual_time:
-                heapq.heappush(waiting, (account.used, account.number, account))
-                continue
-            account.is_queued = False
-            if account.can_start:
-                return account
-        while waiting:
-            used, _, account = heapq.heappop(waiting)
-            if account.can_start and account.used > used:
-                heapq.heappush(waiting, (account.used, account.number, account))
-                continue
-            account.is_queued = False
-            if account.can_start:
-                return account
-        return None
 
     def _charge(self, turn: DeviceTurn, now: float) -> None:
         """Count the time of a turn since it was last charged, and free its slot if it has one."""
         account, use = turn.account, self._devices[turn.device]
         use.advance(now)
         seconds = now - turn.started
-        # What it has used beyond its share, while nobody else wanted it, is no debt: only the last
-        # turn may be.
-        debt = use.virtual_time + use.slots * seconds
-        account.used = max(account.used, min(account.used + seconds, debt))
+        use.charge(account, seconds)
         runs = turn.runs
         runs.used_seconds += seconds
         use.seconds += seconds
@@ -614,24 +472,21 @@ class DeviceScheduler:
             turn.holds_slot = False
             use.free_slots += 1
             use.turns.discard(turn)
-            weight = SMOOTHING if runs.turn_seconds else 1.0
-            runs.turn_seconds += weight * (seconds - runs.turn_seconds)
+            runs.observe_turn(seconds)
 
-    def _leave(self, account: _Account, now: float) -> None:
+    def _leave(self, account: DeviceAccount, now: float) -> None:
         """Count a turn as ended, after its run was put back."""
         account.turns -= 1
         self._devices[account.device].advance(now)
         self._update_activity(account)
         if account.runs.waiters:
-            self._enqueue(self._devices[account.device], account)
+            self._devices[account.device].push(account)
 
-    def _update_activity(self, account: _Account) -> None:
+    def _update_activity(self, account: DeviceAccount) -> None:
         is_active = bool(account.turns or account.runs.waiters)
-        if is_active != account.is_active:
-            account.is_active = is_active
-            self._devices[account.device].active += 1 if is_active else -1
+        self._devices[account.device].set_active(account, is_active)
 
-    def _predict_on(self, account: _Account, now: float) -> float:
+    def _predict_on(self, account: DeviceAccount, now: float) -> float:
         """Return the predicted seconds for which turns of others keep a model from a device."""
         use = self._devices[account.device]
         if account.idle and use.free_slots:
@@ -647,31 +502,17 @@ class DeviceScheduler:
             wait = min(rests, default=0.0)
         else:  # its own turn ends before
             used += runs.turn_seconds
-        due = now + runs.slack if runs.objective is not None else now + PATIENCE
-        if runs.waiters:
-            due = runs.waiters[0].due
+        due = runs.waiters[0].due if runs.waiters else runs.due(now)
         use.advance(now)
-        is_eligible = used <= use.virtual_time
-        ahead = 0.0
-        for heap in (use.eligible, use.waiting):
-            for _, _, other in heap:
-                if other is account or not other.can_start:
-                    continue
-                if other.used <= use.virtual_time:
-                    goes_first = not is_eligible or other.runs.waiters[0].due < due
-                else:
-                    goes_first = not is_eligible and other.used < used
-                if goes_first:
-                    ahead += other.runs.turn_seconds
-        return wait + ahead / use.slots
+        return wait + use.seconds_ahead(account, used, due)
 
-    def _account(self, runs: ModelRuns, device: str) -> _Account:
+    def _account(self, runs: ModelRuns, device: str) -> DeviceAccount:
         account = runs.accounts.get(device)
         if account is None:
             use = self._use(device)
-            use.accounts += 1
-            used = use.virtual_time - MAX_CREDIT
-            account = runs.accounts[device] = _Account(runs, device, use.accounts, used)
+            account = DeviceAccount(runs, device, use.next_number(), -math.inf)
+            use.limit_credit(account)
+            runs.accounts[device] = account
         return account
 
     def _use(self, device: str) -> DeviceUse:

@@ -15,6 +15,7 @@ from statistics import median
 
 from neurona_server.batching.batch import Batch
 from neurona_server.batching.cost_model import CostModel
+from neurona_server.batching.inline_scheduler import MAX_INLINE_SECONDS
 from neurona_server.batching.policy import BatchPolicy
 from neurona_server.batching.queue import Queue
 from neurona_server.batching.watchdog import RunWatchdog
@@ -26,9 +27,6 @@ HANDOVER_ROUNDS = 200
 HANDOVERS = 10
 """Cost, in plain handovers, of passing a request to an instance's thread and its response back to
 the transport's: two threads are woken, and each waits for the interpreter's lock."""
-
-MAX_INLINE_SECONDS = 0.005
-"""Limit for running batches in the transport's thread, which reads nothing meanwhile."""
 
 MIN_SUSPENSION = 10.0
 MAX_SUSPENSION = 86_400.0
@@ -99,8 +97,8 @@ class InlineRunner:
             else self._policy.inline
         )
 
-    def run_batches(self, process: Callable[[Batch], None]) -> bool:
-        """Run waiting requests in the calling thread, for at most MAX_INLINE_SECONDS.
+    def run_batches(self, process: Callable[[Batch], None], end: float) -> bool:
+        """Run waiting requests in the calling thread until `end`, a time; at least one batch.
 
         Returns whether requests are left for which the transport is to call again once it has read
         all available messages. Longer batches, and those whose cost was not measured, are left to
@@ -111,7 +109,6 @@ class InlineRunner:
         turn = InlineTurn(self)
         watchdog.inline[thread] = turn  # before it takes a batch: `wait_until_idle` must see it
         try:
-            end = self._clock() + MAX_INLINE_SECONDS
             while not self._suspended_until:
                 turn.batch = batch = self._queue.take_batch(self._is_short)
                 if batch is None:

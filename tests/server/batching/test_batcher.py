@@ -8,7 +8,7 @@ from support.fakes import FakeRequest, Puppet, PuppetBatcher, PuppetRun, Submitt
 
 from neurona_server.batching.batch import join_inputs
 from neurona_server.batching.device_scheduler import DeviceScheduler
-from neurona_server.batching.inline import MAX_INLINE_SECONDS
+from neurona_server.batching.inline_scheduler import MAX_INLINE_SECONDS
 from neurona_server.batching.policy import BatchPolicy, Priority
 from neurona_server.batching.request import ExclusiveGroup
 from neurona_server.errors import (

@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 from collections import Counter
 from contextlib import ExitStack
 
@@ -222,3 +224,87 @@ class TestSeveralDevices:
             sum(map(len, runs.idle.values())) for runs in models
         ]
         assert scheduler.use("cuda:0").free_slots == 2
+
+
+class TestPredictedTurn:
+    """Seconds by which turns of others delay those of a model."""
+
+    @pytest.fixture
+    def scheduler(self):
+        return DeviceScheduler(1)
+
+    def test_is_none_on_a_device_with_a_free_slot(self, scheduler):
+        clock, runs = Clock(), on_cpu("a")
+        assert scheduler.predict_turn(runs, clock.now) == 0.0
+
+    def test_is_the_rest_of_the_turn_that_goes_on(self, scheduler):
+        clock, runs = Clock(), on_cpu("a")
+        with scheduler.turn(on_cpu("other"), clock) as turn:
+            turn.expect(3.0)
+            clock.now += 1.0
+            assert scheduler.predict_turn(runs, clock.now) == pytest.approx(2.0)
+            clock.now += 9.0  # it takes longer than expected
+            assert 0.0 < scheduler.predict_turn(runs, clock.now) < 2.0
+
+    def test_has_the_turns_of_those_who_go_first(self, scheduler):
+        clock, runs, other = Clock(), on_cpu("a", 1), on_cpu("other", 1)
+        use(scheduler, clock, other, 1, 0.5)
+        use(scheduler, clock, runs, 1, 0.2)
+        thread = threading.Thread(target=use, args=(scheduler, clock, other, 1, 0.5))
+        with scheduler.turn(runs, clock) as turn:
+            turn.expect(0.2)
+            thread.start()
+            while not scheduler.waiting_threads:
+                time.sleep(0.001)
+            clock.now += 0.2  # its own time is not counted, and then it is the other one's turn
+            assert scheduler.predict_turn(runs, clock.now) == pytest.approx(0.5)
+        thread.join(10)
+
+
+def test_a_model_that_asks_for_the_next_turn_at_the_end_of_one_keeps_its_place():
+    scheduler, clock, pressed, modest = DeviceScheduler(1), Clock(), on_cpu("p"), on_cpu("m", 1)
+    modest.objective = 0.02
+    thread = threading.Thread(target=use, args=(scheduler, clock, pressed, 1, 1.0))
+    with scheduler.turn(modest, clock) as first:
+        thread.start()
+        while not scheduler.waiting_threads:
+            time.sleep(0.001)
+        clock.now += 0.01
+        with scheduler.turn_after(first, clock) as second:
+            assert pressed.used_seconds == 0.0
+            assert second.new_run is first.new_run
+            clock.now += 0.01
+    thread.join(10)
+    assert (modest.used_seconds, pressed.used_seconds) == (pytest.approx(0.02), 1.0)
+
+
+def test_one_thread_is_woken_for_a_slot():
+    woken = []
+
+    class Condition(threading.Condition):
+        def notify(self, n=1):
+            woken.append(self)
+            super().notify(n)
+
+    scheduler, clock = DeviceScheduler(1, new_condition=Condition), Clock()
+    models = [on_cpu(f"m{number}", 1) for number in range(20)]
+    threads = [threading.Thread(target=use, args=(scheduler, clock, one, 1, 1)) for one in models]
+    with scheduler.turn(on_cpu("blocker"), clock):
+        for thread in threads:
+            thread.start()
+        while scheduler.waiting_threads < 20:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(10)
+    assert len(woken) == len(set(woken)) == 20
+    assert sorted(one.used_seconds for one in models) == [1.0] * 20
+
+
+def test_what_is_unloaded_is_forgotten():
+    scheduler, clock, runs = DeviceScheduler(1), Clock(), on_cpu("gone")
+    use(scheduler, clock, runs, 3, 1.0)
+    reference = weakref.ref(runs)
+    scheduler.forget(runs)
+    del runs
+    gc.collect()
+    assert reference() is None

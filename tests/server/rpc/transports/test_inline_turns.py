@@ -6,7 +6,7 @@ import pytest
 
 from neurona_protos.prediction_pb2 import PredictRequest
 from neurona_protos.tensors import to_tensor
-from neurona_server.batching import inline
+from neurona_server.batching import inline_scheduler
 from neurona_server.batching.inline import InlineRunner
 from neurona_server.batching.policy import BatchPolicy
 
@@ -15,13 +15,13 @@ from neurona_server.batching.policy import BatchPolicy
 def single_batches(monkeypatch):
     """Every batch takes the whole time limit, and the instances get none. Returns what
     `run_batches` returned: whether requests are left."""
-    monkeypatch.setattr(inline, "MAX_INLINE_SECONDS", 1e-9)
+    monkeypatch.setattr(inline_scheduler, "MAX_INLINE_SECONDS", 1e-9)
     monkeypatch.setattr(InlineRunner, "_is_short", lambda *_: True)
     results = []
     run_batches = InlineRunner.run_batches
 
-    def recorded(self, process):
-        results.append(run_batches(self, process))
+    def recorded(self, process, end):
+        results.append(run_batches(self, process, end))
         return results[-1]
 
     monkeypatch.setattr(InlineRunner, "run_batches", recorded)
