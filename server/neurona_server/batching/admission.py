@@ -57,6 +57,9 @@ SPARE_CYCLES = 2.0
 STALL_SECONDS = 0.02
 """... or a usual stall of a busy machine, if that is longer."""
 
+MAX_RETRY_AFTER = 10.0
+"""Seconds after which a caller is told to try again at the latest: much changes meanwhile."""
+
 GAP_GAIN = 1 / 16
 """How far the mean gap between batches moves towards the last one."""
 
@@ -333,6 +336,14 @@ class Admission:
         """
         now = self._clock()
         return self._predict_start(priority, group, rows, now, self._busy_seconds(now)[0])[0]
+
+    def retry_after(self, request: Request) -> float:
+        """Return the seconds after which a request that was refused or displaced may come again.
+
+        They are those that it would have waited in the queue, within bounds.
+        """
+        wait = self.predict_wait(request.priority, request.group, request.rows)
+        return min(wait, MAX_RETRY_AFTER)
 
     def start_batch(
         self,
@@ -624,7 +635,7 @@ def _wait_too_long(wait: float, run: float, allowed: float) -> QueueFullError:
     return QueueFullError(
         f"predicted wait too long: {_ms(wait)} in the queue and {_ms(run)} to run "
         f"(expected at most {_ms(allowed)} in total)",
-        retry_after=wait,
+        retry_after=min(wait, MAX_RETRY_AFTER),
     )
 
 

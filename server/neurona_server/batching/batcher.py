@@ -278,9 +278,7 @@ class Batcher:
                 with order.admit(request):
                     displaced = self.queue.put(parts, notify=not inline, displace=displace)
         except QueueFullError as error:
-            error.retry_after = self.admission.predict_wait(
-                request.priority, request.group, request.rows
-            )
+            error.retry_after = self.admission.retry_after(request)
             raise
         if displaced:
             self._fail_displaced(displaced)
@@ -678,7 +676,7 @@ class Batcher:
     def _fail_displaced(self, displaced: Sequence[Request]) -> None:
         """Finish requests that gave their place in the queue to more urgent ones."""
         for request in displaced:
-            retry_after = self.admission.predict_wait(request.priority, request.group, request.rows)
+            retry_after = self.admission.retry_after(request)
             if request.fail(QueueFullError(DISPLACED_FROM_QUEUE, retry_after)):
                 self._metrics.displaced_requests.inc(request.count)
 

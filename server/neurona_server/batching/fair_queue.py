@@ -151,7 +151,7 @@ class FairQueue(Generic[OneAccount]):
         self.waiting: list[tuple[float, int, OneAccount]] = []
         """A heap of the other models that wait, the one that has used least first."""
         self.recent: OrderedDict[OneAccount, float] = OrderedDict()
-        """When each model last asked for a turn, the latest last."""
+        """When each model last asked for a turn, give or take LIMIT_INTERVAL; the latest last."""
         self.limit = self.other_limit = math.inf
         """Seconds that a run may take: one of any model but `limiting`, and one of that."""
         self.limiting: OneAccount | None = None
@@ -253,8 +253,11 @@ class FairQueue(Generic[OneAccount]):
     def note_request(self, account: OneAccount, now: float) -> None:
         """Note that a model wants a turn."""
         recent = self.recent
-        if account not in recent:
+        last = recent.get(account)
+        if last is None:
             self.limit_until = -math.inf
+        elif now - last < LIMIT_INTERVAL:
+            return
         recent[account] = now
         recent.move_to_end(account)
 

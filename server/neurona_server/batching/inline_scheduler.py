@@ -26,7 +26,7 @@ many seconds at most. Returns whether the thread is to call again."""
 class InlineAccount(Account):
     """What a model has used of a transport's thread."""
 
-    __slots__ = ("_due", "is_waiting", "runs", "serve", "since")
+    __slots__ = ("is_waiting", "runs", "serve", "since")
 
     def __init__(self, runs: ModelShare, serve: ServeInline, number: int) -> None:
         super().__init__(number, -math.inf)
@@ -34,13 +34,8 @@ class InlineAccount(Account):
         self.serve = serve
         self.is_waiting = False
         """Whether it has requests to run."""
-        self.since = self._due = 0.0
-
-    def request(self, now: float) -> None:
-        """Note that requests are to be run."""
-        self.is_waiting = True
-        self.since = now
-        self._due = self.runs.due(now)
+        self.since = 0.0
+        """Since when."""
 
     @property
     def can_start(self) -> bool:
@@ -48,7 +43,7 @@ class InlineAccount(Account):
 
     @property
     def due(self) -> float:
-        return self._due
+        return self.runs.due(self.since)
 
     @property
     def slack(self) -> float:
@@ -70,29 +65,31 @@ class ThreadTurns:
         self._clock = clock
         self._queue: FairQueue[InlineAccount] = FairQueue(1)
         self._accounts: dict[ModelShare, InlineAccount] = {}
+        self._only: InlineAccount | None = None
+        """The model that is alone on the thread: then there is nothing to share."""
 
     def request(self, runs: ModelShare, serve: ServeInline) -> Deferred:
         """Note that a model has requests to run; return what the thread is to call for that.
 
         It is the same for all models, and runs those whose turn it is.
         """
-        account = self._account(runs, serve)
+        account = self._accounts.get(runs) or self._add(runs, serve)
         if not account.is_waiting:
-            queue, now = self._queue, self._clock()
-            queue.advance(now)
-            queue.note_request(account, now)
-            queue.limit_credit(account)
-            queue.set_active(account, True)
-            account.request(now)
-            queue.push(account)
+            account.is_waiting = True
+            if self._only is None:
+                now = self._clock()
+                self._queue.advance(now)
+                self._enqueue(account, now)
         return self.run
 
     def run(self) -> bool:
         """Run models for MAX_INLINE_SECONDS or a little longer; return whether some still wait."""
-        queue = self._queue
         started = self._clock()
-        queue.advance(started)
         end = started + MAX_INLINE_SECONDS
+        if (only := self._only) is not None:
+            return self._run_only(only, end)
+        queue = self._queue
+        queue.advance(started)
         while (account := queue.pop()) is not None:
             account.is_waiting = False
             now = started
@@ -109,9 +106,8 @@ class ThreadTurns:
             queue.charge(account, seconds)
             account.runs.observe_turn(seconds)
             if more:
-                account.request(started)
-                queue.note_request(account, started)
-                queue.push(account)
+                account.is_waiting = True
+                self._enqueue(account, started)
             else:
                 queue.set_active(account, account.is_waiting)
             if started >= end:
@@ -135,11 +131,32 @@ class ThreadTurns:
         if (account := self._accounts.pop(runs, None)) is not None:
             account.runs, account.serve = ModelShare(), lambda _end, _seconds: False
 
-    def _account(self, runs: ModelShare, serve: ServeInline) -> InlineAccount:
-        account = self._accounts.get(runs)
-        if account is None:
-            account = InlineAccount(runs, serve, self._queue.next_number())
-            self._accounts[runs] = account
+    def _run_only(self, only: InlineAccount, end: float) -> bool:
+        if only.is_waiting:
+            only.is_waiting = False
+            if only.serve(end, math.inf):
+                self.request(only.runs, only.serve)
+        return only.is_waiting
+
+    def _enqueue(self, account: InlineAccount, now: float) -> None:
+        queue = self._queue
+        queue.note_request(account, now)
+        queue.limit_credit(account)
+        queue.set_active(account, True)
+        account.since = now
+        queue.push(account)
+
+    def _add(self, runs: ModelShare, serve: ServeInline) -> InlineAccount:
+        account = InlineAccount(runs, serve, self._queue.next_number())
+        self._accounts[runs] = account
+        if len(self._accounts) == 1:
+            self._only = account
+        elif (only := self._only) is not None:
+            self._only = None
+            if only.is_waiting:
+                now = self._clock()
+                self._queue.advance(now)
+                self._enqueue(only, now)
         return account
 
 

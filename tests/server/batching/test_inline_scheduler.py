@@ -93,7 +93,7 @@ def test_a_modest_model_waits_for_no_more_than_a_round(turns, clock, others):
 def test_predicts_the_turns_of_others_that_go_first(turns, clock):
     tight = InlineModel(turns, clock, 0.001, objective=0.02)
     loose = InlineModel(turns, clock, 0.001)
-    for model in (tight, loose):
+    for model in (tight, loose, tight):
         model.submit()()
     assert turns.predict_turn(loose, clock.now) == 0.0
     tight.submit()
@@ -117,3 +117,19 @@ def test_a_model_that_is_unloaded_is_dropped(turns, clock):
     turns.forget(model)
     assert model.submit()() is False
     assert model.left == 0
+
+
+def test_requests_that_come_while_a_model_runs_are_not_forgotten(turns, clock):
+    first, second = InlineModel(turns, clock, 0.001), InlineModel(turns, clock, 0.001)
+
+    def serve(end, max_seconds):
+        first.submit(2)  # as a stream does that goes on with its answer
+        second.submit()
+        return False
+
+    run = turns.request(first, serve)
+    turns._accounts[first].serve = serve
+    assert run() is True
+    turns._accounts[first].serve = first.serve
+    assert run() is False
+    assert (first.left, second.left) == (0, 0)
