@@ -106,6 +106,7 @@ bench: $(BIN)/.installed-dev
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 	$(BIN)/python tests/benchmarks/batching.py
 	$(BIN)/python tests/benchmarks/objectives.py
+	$(BIN)/python tests/benchmarks/optimum.py
 	$(BIN)/python tests/benchmarks/objective_validity.py
 	$(BIN)/python tests/benchmarks/client.py
 	$(BIN)/python tests/benchmarks/rest.py

@@ -421,7 +421,10 @@ class Admission:
         if not full or not self._cost_model.is_reliable(group, now):
             return ()
         rows = sum([request.rows for request in requests])
-        end = now + self._cycle(rows, group) - full * (1.0 - self._reserve.least_ratio)
+        # What a batch is made larger for, to try it, may cost less than it seemed to at warm-up.
+        best = self._cost_model.best_batch_size(self._policy.latency_objective)
+        cycle = min(self._cycle(rows, group), self._cycle(min(rows, best), group))
+        end = now + cycle - full * (1.0 - self._reserve.least_ratio)
         # Those that arrived before are late; they are found without a call for each request.
         arrived = end - self._allowed(full)
         late = [

@@ -12,6 +12,7 @@ imitated, from measured costs.
     server     one server: the thread that reads requests, its models, its devices
     experiment simulates a scenario for a time, and reports what its callers would have met
     search     how many servers, which rate, which objective
+    optimum    the best possible batches, as a semi-Markov decision process
     description asks a server what its models cost
     command    neurona-simulate
 """

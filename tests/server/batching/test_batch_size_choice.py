@@ -36,7 +36,7 @@ def run_of(curve, rows):
     return 1e-3 * float(np.interp(rows, sorted(curve), [curve[size] for size in sorted(curve)]))
 
 
-@pytest.mark.parametrize("load", [0.5, 0.95])
+@pytest.mark.parametrize("load", [0.95, pytest.param(0.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CURVES)
 def test_the_mean_response_is_near_the_optimum(name, load):
     curve = CURVES[name]
@@ -80,7 +80,7 @@ def closed_loop(curve, in_flight, cycles, *, chooses=True, instances=1):
     return rows_run / now
 
 
-@pytest.mark.parametrize("in_flight", [8, 64])
+@pytest.mark.parametrize("in_flight", [64, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CURVES)
 def test_callers_that_wait_for_answers_get_no_lower_rate(name, in_flight):
     curve = CURVES[name]
