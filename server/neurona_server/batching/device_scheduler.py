@@ -25,6 +25,11 @@ NewCondition = Callable[[threading.Lock], threading.Condition]
 """Makes the condition in which threads wait with a lock: a simulation has them wait in virtual
 time."""
 
+WAIT_DEVIATIONS = 1.0
+"""Mean deviations above its average wait that a model is predicted to wait which has used more than
+its share. With none, 18 % of what five such models with objectives admit is late in a simulation of
+ten models, with one 7 %, and with two more are refused than that is worth."""
+
 OVERDUE_SHARE = 0.1
 """The part of its time until now for which a turn that should have ended is assumed to go on."""
 
@@ -504,7 +509,11 @@ class DeviceScheduler:
             used += runs.turn_seconds
         due = runs.waiters[0].due if runs.waiters else runs.due(now)
         use.advance(now)
-        return wait + use.seconds_ahead(account, used, due)
+        seconds = wait + use.seconds_ahead(account, used, due)
+        if used > use.virtual_time:  # those who ask later may go first, too
+            usual = runs.wait_seconds + WAIT_DEVIATIONS * runs.wait_deviation
+            seconds = max(seconds, usual)
+        return seconds
 
     def _account(self, runs: ModelRuns, device: str) -> DeviceAccount:
         account = runs.accounts.get(device)

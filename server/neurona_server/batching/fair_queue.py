@@ -49,6 +49,8 @@ class ModelShare:
         """Those of a turn, on average."""
         self.wait_seconds = 0.0
         """Those for which a turn is waited for, on average."""
+        self.wait_deviation = 0.0
+        """By how much they differ from that, on average."""
 
     @property
     def slack(self) -> float:
@@ -69,7 +71,9 @@ class ModelShare:
 
     def observe_wait(self, seconds: float) -> None:
         """Learn what a turn was waited for."""
-        self.wait_seconds += SMOOTHING * (seconds - self.wait_seconds)
+        difference = seconds - self.wait_seconds
+        self.wait_seconds += SMOOTHING * difference
+        self.wait_deviation += SMOOTHING * (abs(difference) - self.wait_deviation)
 
     def observe_turn(self, seconds: float) -> None:
         """Learn what a turn has taken."""

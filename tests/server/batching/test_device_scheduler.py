@@ -261,6 +261,17 @@ class TestPredictedTurn:
         thread.join(10)
 
 
+def test_a_model_beyond_its_share_is_predicted_to_wait_as_usual():
+    scheduler, clock, runs = DeviceScheduler(1), Clock(), on_cpu("a", 1)
+    use(scheduler, clock, runs, 1, 0.01)
+    use(scheduler, clock, on_cpu("other"), 1, 0.01)  # so the share of each is a half
+    for _ in range(100):
+        runs.observe_wait(0.05)
+        runs.observe_turn(1.0)  # much more than its credit
+    with scheduler.turn(runs, clock):
+        assert scheduler.predict_turn(runs, clock.now) == pytest.approx(0.05, rel=0.1)
+
+
 def test_a_model_that_asks_for_the_next_turn_at_the_end_of_one_keeps_its_place():
     scheduler, clock, pressed, modest = DeviceScheduler(1), Clock(), on_cpu("p"), on_cpu("m", 1)
     modest.objective = 0.02
