@@ -82,8 +82,8 @@ class BatchService:
             max_queue_rows: Rows that may wait.
         """
         rows = np.arange(1, max(seconds) + 1)
-        known = sorted(seconds)
-        runs = np.interp(rows, known, [seconds[size] for size in known])
+        sizes = sorted(seconds)
+        runs = np.interp(rows, sizes, [seconds[size] for size in sizes])
         cycles = np.outer(runs, np.asarray(spread)) + answer_seconds * rows[:, None]
         return cls(cycles, answer_seconds, max_queue_rows)
 
@@ -223,8 +223,8 @@ class BatchingProcess:
         table = np.array(totals)
         best = table.argmin(axis=0)
         # A policy is kept where another is better by rounding errors alone: or it would alternate.
-        chosen = table[rows, waiting]
-        keeps = chosen <= table.min(axis=0) + 1e-9 * np.abs(table.min(axis=0)) + 1e-15
+        chosen_rows = table[rows, waiting]
+        keeps = chosen_rows <= table.min(axis=0) + 1e-9 * np.abs(table.min(axis=0)) + 1e-15
         better: NDArray[np.int64] = np.where(keeps, rows, best)
         return better
 
