@@ -108,6 +108,20 @@ def test_what_other_groups_have_waiting_counts_like_more_of_the_same():
     assert choice.choose(None, 3) == 3
 
 
+def test_short_runs_have_no_choice():
+    """What a batch takes beside its run is unknown, and more than that."""
+    for row_seconds, rows in ((0.0009, 8), (0.0011, 1)):
+        cost_model, waiting = CostModel((1, 2, 4, 8)), Waiting()
+        cost_model.measure(lambda rows, row_seconds=row_seconds: rows * row_seconds, None)
+        choice = BatchSizeChoice(cost_model, int, waiting, lambda: 0.0)
+        waiting.rows = 8
+        for second in range(10):  # hardly busy
+            choice.choose(None, 8)
+            choice.observe_run(1, row_seconds, None)
+            choice.observe_batch(10.0 * second, 10.0 * second, 10.0 * second + 0.001)
+        assert choice.choose(None, 8) == rows
+
+
 def test_before_any_run_all_are_taken():
     assert BatchSizeChoice(CostModel(SIZES), int, Waiting(), lambda: 0.0).choose(None, 50) == 50
 
