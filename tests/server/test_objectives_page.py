@@ -69,6 +69,13 @@ def _check_counts(server, ratio):
     assert count("dropped_requests_total") <= missed
 
 
+def test_the_simulations_work(server):
+    commands = [shlex.split(one) for one in COMMANDS if one.startswith("neurona-simulate ")]
+    for program, *words in commands:
+        words[words.index("127.0.0.1:8001")] = server.address
+        assert "p99" in run(PROGRAMS / program, *words)
+
+
 def test_the_python_works(server):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     code = code.replace("127.0.0.1:8001", server.address)
@@ -78,5 +85,5 @@ def test_the_python_works(server):
 
 def test_every_command_is_tested():
     programs = {one.split()[0] for one in COMMANDS}
-    assert programs == {"neurona-serve", "neurona", "curl"}
-    assert len(COMMANDS) == 4
+    assert programs == {"neurona-serve", "neurona", "curl", "neurona-simulate"}
+    assert len(COMMANDS) == 6

@@ -300,12 +300,13 @@ class Admission:
         wait, other_rows = self._predict_start(request.priority, group, rows, now, busy, without)
         reserve = self._reserve_seconds(request.priority, (wait - busy) / full + 1.0, overdue, full)
         run = self._cycle(max(rows, min(other_rows + rows, limit)), group)
-        if wait + run + _bounded(reserve, remaining, run) > remaining:
-            return _wait_too_long(wait, run, remaining)
+        margin = _bounded(reserve, remaining, run)
+        if wait + run + margin > remaining:
+            return _wait_too_long(wait, run, remaining, margin)
         if bound < math.inf:
             reserve = _bounded(max(reserve, _spare(bound, full)), bound, full)
             if wait + full + reserve > bound:
-                return _wait_too_long(wait, full, bound)
+                return _wait_too_long(wait, full, bound, reserve)
         return None
 
     def _displaceable_rows(
@@ -634,10 +635,10 @@ def _bounded(reserve: float, allowed: float, cycle: float) -> float:
     return min(reserve, max(allowed - 2 * cycle, 0.5 * (allowed - cycle), 0.0))
 
 
-def _wait_too_long(wait: float, run: float, allowed: float) -> QueueFullError:
+def _wait_too_long(wait: float, run: float, allowed: float, reserve: float = 0.0) -> QueueFullError:
     return QueueFullError(
-        f"predicted wait too long: {_ms(wait)} in the queue and {_ms(run)} to run "
-        f"(expected at most {_ms(allowed)} in total)",
+        f"predicted wait too long: {_ms(wait)} in the queue, {_ms(run)} to run and {_ms(reserve)} "
+        f"in reserve (expected at most {_ms(allowed)} in total)",
         retry_after=min(wait, MAX_RETRY_AFTER),
     )
 

@@ -58,7 +58,7 @@ def test_a_deadline_that_a_run_cannot_meet_is_rejected_immediately():
 def test_a_deadline_that_the_wait_will_miss_is_rejected_immediately_with_the_wait():
     batcher = make(runs=100)
     ask(batcher, rows=80)
-    message = r"10000.0 ms in the queue and 1000.0 ms to run"
+    message = r"10000.0 ms in the queue, 1000.0 ms to run"
     with pytest.raises(QueueFullError, match=message) as caught:
         ask(batcher, within=5.0)
     assert caught.value.retry_after == pytest.approx(10.0)  # until its batch would start
