@@ -33,7 +33,7 @@ def server(tmp_path_factory):
 
 
 def run(*command):
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -69,6 +69,7 @@ def _check_counts(server, ratio):
     assert count("dropped_requests_total") <= missed
 
 
+@pytest.mark.long
 def test_the_simulations_work(server):
     commands = [shlex.split(one) for one in COMMANDS if one.startswith("neurona-simulate ")]
     for program, *words in commands:
