@@ -28,7 +28,7 @@ MAIN_LINE = {
 """The files through which a request goes, each with the start of the qualified name of what takes
 it on there: `expected`, for one, is asked of a response that is yet to be written."""
 
-MAX_FILES = 26
+MAX_FILES = 31
 """Files whose code runs for one request: the main line, and what that consults."""
 
 BACKGROUND_THREADS = {"watchdog", "heartbeat", "connections", "arena maintenance", "poll", "log"}

@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Protocol, cast
 
@@ -152,7 +153,9 @@ class Batcher:
         self.queue.max_batch_rows = self.cost_model.batch_sizes[-1]
         self.padding = Padding(self.cost_model.batch_sizes)
         self.size_choice = BatchSizeChoice(
-            *(self.cost_model, self.padding.padded_rows, self.queue, clock, len(new_runs))
+            # The queue asks it: a reference back would keep both until a garbage collection.
+            *(self.cost_model, self.padding.padded_rows, weakref.proxy(self.queue)),
+            *(clock, len(new_runs)),
         )
         # With an objective the largest batch that keeps it gives the highest rate within it.
         if batched and policy.latency_objective is None:
@@ -166,7 +169,8 @@ class Batcher:
             self.cost_distribution,
             clock,
             len(new_runs),
-            None if scheduler is None else self.predict_turn,
+            # A reference back would keep the batcher until a garbage collection.
+            None if scheduler is None else partial(Batcher.predict_turn, weakref.proxy(self)),
         )
         self.check_inputs: Callable[[Inputs, int], None] | None = None
         """Raises InvalidValueError for inputs with values that the model does not take; it gets

@@ -254,6 +254,7 @@ class Answer:
     trace = None
     request_id = trace_id = ""
     defer = None
+    arrived = 0.0
 
     def __init__(self, session, deadline):
         self.session = session

@@ -5032,10 +5032,11 @@ export const ValueDescription: MessageFns<ValueDescription> = {
  *   INVALID_ARGUMENT    an input has a wrong name, dtype, shape or number of bytes, or values that
  *                       the model does not take (see InputDescription)
  *   FAILED_PRECONDITION Classify on a regression model, or Regress on a classification model
- *   RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline;
- *                       the trailing metadata have `retry-after-ms`
+ *   RESOURCE_EXHAUSTED  the model's queue is full, or the predicted wait exceeds the deadline or the
+ *                       model's latency objective; the trailing metadata have `retry-after-ms`
  *   RESOURCE_EXHAUSTED  the request or its response is larger than a message may be
- *   DEADLINE_EXCEEDED   the deadline passed while the request was queued, or before its run ended
+ *   DEADLINE_EXCEEDED   the deadline passed while the request was queued, or before its run ended; or
+ *                       an admitted request was dropped, since it could no longer be answered in time
  *   UNAUTHENTICATED     the server requires a token, and the call has none that is valid
  *   PERMISSION_DENIED   the token does not allow this method, or not for this model
  *   UNAVAILABLE         the server is stopping, or the connection reached its maximum age: retry
