@@ -158,8 +158,8 @@ class Batcher:
             *(clock, len(new_runs)),
         )
         # With an objective the largest batch that keeps it gives the highest rate within it.
-        if batched and policy.latency_objective is None:
-            self.queue.choose_rows = self.size_choice.choose
+        chooses = batched and policy.latency_objective is None
+        self.queue.choose_rows = self.size_choice.choose if chooses else None
         self.failure_log = RateLimitedFailureLog(name)
         self._runs = ModelRuns(name, new_runs)
         self.admission = Admission(
