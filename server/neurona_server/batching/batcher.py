@@ -158,8 +158,8 @@ class Batcher:
             *(clock, len(new_runs)),
         )
         # With an objective the largest batch that keeps it gives the highest rate within it.
-        chooses = batched and policy.latency_objective is None
-        self.queue.choose_rows = self.size_choice.choose if chooses else None
+        if batched and policy.latency_objective is None:
+            self.queue.choose_rows = self.size_choice.choose
         self.failure_log = RateLimitedFailureLog(name)
         self._runs = ModelRuns(name, new_runs)
         self.admission = Admission(
@@ -206,8 +206,7 @@ class Batcher:
         self._max_request_rows = policy.max_rows  # of a request that is not split
         self._memory_limit: MemoryLimit | None = None  # once a run has found too little memory
         self._max_run_seconds = math.inf  # because of the objectives of other models
-        self._active_batches: set[Batch] = set()
-        self._overdue_batches: set[Batch] = set()
+        self._active_batches, self._overdue_batches = set[Batch](), set[Batch]()
         self._overdue_logged_at = -math.inf
         self._stop_error: NeuronaError | None = None
         self._response_order = ResponseOrder() if policy.preserve_order else None
