@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, cast
 
 from neurona_server.batching.admission import Admission
