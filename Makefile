@@ -6,8 +6,7 @@ VENV ?= .venv
 MODELS ?= models
 IMAGE ?= neurona
 RUNTIME ?= cpu
-SLOW ?= slow
-WHEEL_TESTS ?= tests/e2e/test_server.py tests/e2e/test_readme.py tests/server/web tests/training/report/test_report.py
+WHEEL_TESTS ?= tests/e2e/test_single_file.py tests/server/web tests/training/report/test_report.py
 BIN := $(VENV)/bin
 
 install := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -79,7 +78,7 @@ test: $(BIN)/.installed-dev $(VENV)/triton/.installed $(VENV)/node/.installed
 # Modules train models for all of their tests: each goes to one process.
 test-slow: $(BIN)/.installed-dev $(VENV)/triton/.installed
 	TRITON_PYTHON=$(VENV)/triton/bin/python \
-	    $(BIN)/pytest -m '$(SLOW)' --numprocesses auto --dist loadfile
+	    $(BIN)/pytest -m slow --numprocesses auto --dist loadfile
 
 # In an environment of its own, which borrows what Neurona depends on but not Neurona itself: a
 # line in a .pth file adds that folder without the .pth files in it.
