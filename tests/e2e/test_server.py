@@ -54,6 +54,7 @@ def test_the_demo_trains_and_serves(demo):
     assert page.strip() == f"http://{Config().http_address}/"
 
 
+@pytest.mark.slow
 def test_the_load_of_compose_reaches_every_model_with_faults_and_sessions(demo, serve):
     repository, _ = demo
     server = serve(repository)

@@ -131,8 +131,10 @@ def list_versions(channel):
     }
 
 
-@pytest.mark.parametrize("transport", ["cygrpc", "aio"])
-@pytest.mark.parametrize("mode", [ONE, TWO], ids=["one", "two"])
+@pytest.mark.parametrize("transport", ["cygrpc", pytest.param("aio", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode", [ONE, pytest.param(TWO, marks=pytest.mark.slow)], ids=["one", "two"]
+)
 def test_a_model_that_ran_at_two_crashes_is_quarantined(
     models, serve, connect, wait_until, mode, transport
 ):
@@ -175,6 +177,7 @@ def test_a_model_that_ran_at_two_crashes_is_quarantined(
     assert server.stop() == 0, server.log
 
 
+@pytest.mark.slow
 def test_with_its_only_model_quarantined_the_server_waits_for_other_files(
     tmp_path, serve, connect, wait_until
 ):
@@ -198,7 +201,7 @@ def test_a_supervised_process_looks_like_one_that_is_not(models, serve, wait_unt
             {
                 line.rpartition(" ")[0]
                 for line in page.splitlines()
-                if not re.match(r"#|process_|python_|neurona_process", line)
+                if not re.match(r"#|process_|python_|neurona_process|neurona_stalls", line)
             }
         )
         assert server.stop() == 0
@@ -218,6 +221,7 @@ def test_status_of_failed_starts(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_sighup_replaces_the_process_and_no_call_fails(
     models, serve, connect, wait_until, tmp_path
 ):
@@ -241,6 +245,7 @@ def test_sighup_replaces_the_process_and_no_call_fails(
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_unix_socket_has_one_process_at_a_time(models, serve, wait_until, tmp_path):
     server = serve(models, *ONE, "--address", f"unix:{tmp_path}/socket")
     for act in (
@@ -275,6 +280,7 @@ def test_a_new_process_has_the_models_that_calls_have_loaded(models, serve, conn
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_new_process_does_not_wait_for_a_file_that_the_old_one_had_not_loaded(
     models, serve, wait_until
 ):
@@ -324,7 +330,14 @@ def test_counts_of_a_killed_process_are_lost_for_a_second_only(models, serve, wa
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [((), TWO), (TWO, ()), (TWO, TWO), (ONE, ()), ((), ONE)]
+    ("first", "second"),
+    [
+        ((), TWO),
+        *[
+            pytest.param(*modes, marks=pytest.mark.slow)
+            for modes in ((TWO, ()), (TWO, TWO), (ONE, ()), ((), ONE))
+        ],
+    ],
 )
 def test_the_port_is_free_after_a_stop_with_open_connections(models, serve, connect, first, second):
     server = serve(models, *first)

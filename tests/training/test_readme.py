@@ -143,6 +143,7 @@ def test_the_rooms_of_the_manual_exist():
     assert {cells[0].strip(" `/") for cells in _table("Rooms", _manual("extending.md"))} == folders
 
 
+@pytest.mark.slow
 def test_the_example_trains_on_a_csv_file_and_predicts(tmp_path):
     example = ROOT / "training" / "examples" / "train_on_your_csv.py"
     command = [sys.executable, str(example), str(tmp_path)]
