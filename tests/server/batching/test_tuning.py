@@ -93,7 +93,7 @@ def test_twice_the_capacity_with_an_objective_keeps_it_and_stays_busy():
 @pytest.mark.parametrize(
     ("name", "warm_up", "budget"),
     [
-        ("a warm-up that was cut short", flat, 0.005),
+        pytest.param("a warm-up that was cut short", flat, 0.005, marks=pytest.mark.slow),
         ("a warm-up while the machine was busy", lambda rows: flat(rows) * (1 + 9 * (rows > 4)), 9),
         ("no warm-up", None, 0.0),
     ],
@@ -105,6 +105,7 @@ def test_the_best_batch_size_is_found_whatever_the_warm_up_measured(name, warm_u
     assert len(latencies) > 0.9 * 15_000, f"{name}: limit {day.batcher.queue.max_batch_rows}"
 
 
+@pytest.mark.slow
 def test_after_a_slow_time_the_limit_returns():
     day = Day(flat, objective=0.1, warm_up=flat)
     day.pass_(5, rate=3000)
